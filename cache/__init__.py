@@ -1,0 +1,1 @@
+"""The read side: which block is where, and why."""

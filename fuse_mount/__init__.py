@@ -1,0 +1,1 @@
+"""The POSIX view of a bucket or a snapshot: what does a process see?"""

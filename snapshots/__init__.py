@@ -1,0 +1,1 @@
+"""Versioned datasets: what exactly is in version v of dataset d?"""

@@ -1,0 +1,1 @@
+"""Where bytes live, and whether they are intact: local tiers and under stores."""

@@ -1,0 +1,103 @@
+"""The protocol of an under store: the object store that holds the truth.
+
+Implementations live in `tiers/stores/`. All of them obey one contract, and one conformance suite checks it:
+
+- Every call has a deadline (the store's `timeout_s`, or the one given) that covers all retries; no call hangs.
+- Failures are sorted by what the caller does (`errors.py`): `StoreUnavailable` (try later), `StoreDenied`,
+  `BucketNotFound`, `ObjectNotFound`, `ObjectChanged`, `StoreCorrupt`. Nothing else comes out.
+- A truncated body, a wrong length or another version is never returned as data.
+- Cancelling a call is safe at any moment and leaves nothing running.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol, TypeAlias
+
+from .version import ObjectVersion
+
+Buffer: TypeAlias = bytes | bytearray | memoryview
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectInfo:
+    """What a store says of one object. `mtime_ns` is nanoseconds since the epoch; `etag` has no quotes."""
+
+    key: str
+    size: int
+    etag: str
+    mtime_ns: int
+    version_id: str | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class ListPage:
+    """One page of a listing, as columns of equal length, in the store's key order (UTF-8 byte order on S3).
+
+    `prefixes` are the common prefixes (ending in the delimiter) that belong to this page when a delimiter was
+    given. `next_token` is None on the last page.
+    """
+
+    keys: Sequence[str]
+    sizes: Sequence[int]
+    etags: Sequence[str]
+    mtimes_ns: Sequence[int]
+    prefixes: Sequence[str]
+    next_token: str | None
+
+
+class UnderStore(Protocol):
+    """A bucket (with an optional prefix), seen as keys and bytes. Keys given and returned are relative to nothing:
+    they are full keys of the bucket. Safe to use from one event loop; `close` ends it."""
+
+    @property
+    def id(self) -> str:
+        """The name that goes into `ObjectVersion.store`: no credentials, equal for equal contents."""
+        ...
+
+    async def check(self) -> None:
+        """Prove that the bucket is there and can be listed with these credentials, or raise the reason."""
+        ...
+
+    async def list_page(
+        self, prefix: str, *, delimiter: str | None = None, token: str | None = None, limit: int = 1000
+    ) -> ListPage:
+        """One page of the keys that start with `prefix`. An empty page means that there is nothing; an outage raises."""
+        ...
+
+    async def head(self, key: str, *, version_id: str | None = None) -> ObjectInfo | None:
+        """What the store has under `key` now (or under that version id); None if nothing."""
+        ...
+
+    async def get_range(self, version: ObjectVersion, offset: int, size: int) -> Buffer:
+        """Exactly `size` bytes at `offset` of exactly this version (range is inside it), or raise.
+
+        Raises ObjectChanged if the key now holds another version, ObjectNotFound if it is gone.
+        """
+        ...
+
+    async def put(
+        self,
+        key: str,
+        data: Buffer,
+        *,
+        metadata: Mapping[str, str] | None = None,
+        if_match: str | None = None,
+        if_absent: bool = False,
+    ) -> ObjectInfo:
+        """Store a whole object. With `if_match` (an etag) or `if_absent`, raise ObjectChanged when it does not hold."""
+        ...
+
+    async def copy(self, source: ObjectVersion, key: str) -> ObjectInfo:
+        """Server-side copy of exactly this version to `key` (any size); raises like `get_range`."""
+        ...
+
+    async def delete(self, key: str) -> None:
+        """Remove the object; it is no error if there is none."""
+        ...
+
+    def version(self, info: ObjectInfo) -> ObjectVersion:
+        """The identity of what `info` describes in this store."""
+        ...
+
+    async def close(self) -> None: ...
