@@ -15,4 +15,5 @@ def test_s3_server_keeps_an_object(s3: S3Server) -> None:
 def test_mongod_runs_transactions(mongo: MongoServer) -> None:
     client: pymongo.MongoClient[Any]
     with pymongo.MongoClient(mongo.url) as client, client.start_session() as session, session.start_transaction():
-        client["probe"]["things"].insert_one({"_id": "a"}, session=session)
+        things: pymongo.collection.Collection[Any] = client["probe"]["things"]
+        things.insert_one({"_id": "a"}, session=session)
