@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 import pytest
+
 from forebay.tests.support.servers import MongoServer, S3Server, mongo_server, s3_server
 
 

@@ -3,6 +3,7 @@
 from typing import Any
 
 import pymongo
+
 from forebay.tests.support.servers import MongoServer, S3Server
 
 
