@@ -68,6 +68,12 @@ class Directory(Protocol):
 class View(Protocol):
     """A read-only tree."""
 
+    @property
+    def negative_ttl_s(self) -> float:
+        """How long the kernel may keep the answer ABSENT. 0: it asks every time; inf: the tree never changes at all,
+        so listings may be kept by the kernel as well."""
+        ...
+
     def peek(self, parent: int, name: bytes) -> Node | Absent | None:
         """What is known now, without I/O; None when `lookup` must be asked."""
         ...
