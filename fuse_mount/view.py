@@ -15,8 +15,7 @@ Coroutines run on the mount's event loop. Failures are `errors.ForebayError`s; t
 
 import enum
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from ..tiers.version import ObjectVersion
 
@@ -31,9 +30,11 @@ class Kind(enum.IntEnum):
     SYMLINK = 10
 
 
-@dataclass(frozen=True, slots=True)
-class Node:
-    """One version of one path. `size` in bytes; `entry_ttl_s` is how long the kernel may keep the name (inf: always)."""
+class Node(NamedTuple):
+    """One version of one path. `size` in bytes; `entry_ttl_s` is how long the kernel may keep the name (inf: always).
+
+    A tuple, because listing a folder of a million entries makes a million of them: 0.1 us each, a frozen class 0.4 us.
+    """
 
     ino: int
     kind: Kind
@@ -48,8 +49,7 @@ class Absent(enum.Enum):
     ABSENT = "absent"
 
 
-@dataclass(frozen=True, slots=True)
-class DirEntry:
+class DirEntry(NamedTuple):
     """`cookie` is the offset from which the next read goes on after this entry (> 0, stable while the handle lives)."""
 
     name: bytes
