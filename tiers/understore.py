@@ -88,8 +88,20 @@ class UnderStore(Protocol):
         """Store a whole object. With `if_match` (an etag) or `if_absent`, raise ObjectChanged when it does not hold."""
         ...
 
-    async def copy(self, source: ObjectVersion, key: str) -> ObjectInfo:
-        """Server-side copy of exactly this version to `key` (any size); raises like `get_range`."""
+    async def copy(
+        self,
+        source: ObjectVersion,
+        key: str,
+        *,
+        metadata: Mapping[str, str] | None = None,
+        if_match: str | None = None,
+        if_absent: bool = False,
+    ) -> ObjectInfo:
+        """Server-side copy of exactly this version to `key` (any size, also onto itself); raises like `get_range`.
+
+        The user metadata of the source goes along, unless `metadata` replaces it. `if_match` and `if_absent` speak of
+        what is under `key` before, as in `put`.
+        """
         ...
 
     async def delete(self, key: str) -> None:
@@ -101,3 +113,67 @@ class UnderStore(Protocol):
         ...
 
     async def close(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class UploadedPart:
+    """A part that the store has acknowledged. `number` counts from 1; `etag` without quotes."""
+
+    number: int
+    etag: str
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class PendingUpload:
+    """A multipart upload that was begun and neither completed nor aborted."""
+
+    key: str
+    upload_id: str
+    initiated_ns: int
+
+
+class MultipartStore(UnderStore, Protocol):
+    """An under store that takes an object in parts. Nothing is visible under the key before `complete_upload`.
+
+    Parts but the last have at least 5 MiB; numbers run from 1 to 10,000. Any call on an upload that was aborted or
+    completed raises ObjectNotFound.
+    """
+
+    async def create_upload(self, key: str, *, metadata: Mapping[str, str] | None = None) -> str:
+        """Begin an upload and return its id."""
+        ...
+
+    async def upload_part(self, key: str, upload_id: str, number: int, data: Buffer) -> UploadedPart:
+        """Store one part; sent again under the same number, it replaces the part. The store checks a checksum of it."""
+        ...
+
+    async def copy_part(
+        self, key: str, upload_id: str, number: int, source: ObjectVersion, offset: int, size: int
+    ) -> UploadedPart:
+        """Fill one part on the server's side from a byte range of exactly this version; raises like `get_range`."""
+        ...
+
+    async def complete_upload(
+        self,
+        key: str,
+        upload_id: str,
+        parts: Sequence[UploadedPart],
+        *,
+        if_match: str | None = None,
+        if_absent: bool = False,
+    ) -> ObjectInfo:
+        """Make the object visible, atomically. Conditions as in `put`; ObjectChanged leaves the upload as it was.
+
+        A reply can be lost after the store has acted: StoreUnavailable here means "not known", and the caller finds
+        out with `head`.
+        """
+        ...
+
+    async def abort_upload(self, key: str, upload_id: str) -> None:
+        """Drop an upload and its parts; it is no error if there is none."""
+        ...
+
+    async def list_uploads(self, prefix: str) -> Sequence[PendingUpload]:
+        """All uploads begun and not ended under keys that start with `prefix`."""
+        ...
