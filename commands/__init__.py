@@ -1,1 +1,1 @@
-"""The `forebay` command line, one module per command."""
+"""The commands of `forebay`, one module each: `configure(parser)` and `run(args, settings)`; `cli.COMMANDS` lists them."""
