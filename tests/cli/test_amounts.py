@@ -3,10 +3,11 @@
 import math
 
 import pytest
-from forebay import amounts
-from forebay.errors import UsageError
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from forebay import amounts
+from forebay.errors import UsageError
 
 
 @pytest.mark.parametrize(

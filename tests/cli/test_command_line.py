@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 from forebay import cli, errors
 from forebay.tests.cli.conftest import Run
 from forebay.tests.project.test_structure import ROOT

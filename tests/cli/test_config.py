@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from forebay import config
 from forebay.amounts import Size
 from forebay.errors import ConfigError, UsageError

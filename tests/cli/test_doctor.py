@@ -9,6 +9,7 @@ from email.utils import formatdate
 from pathlib import Path
 
 import pytest
+
 from forebay import config
 from forebay.daemon import checkup, machine
 from forebay.tests.cli.conftest import Run
