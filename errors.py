@@ -134,6 +134,13 @@ class TierFailed(TierError):
     exit_code = 23
 
 
+class DirtyDataMissing(TierError):
+    """Bytes that were acked and are not yet in the under store are not in the write tier. Never passed over silently."""
+
+    kind = "dirty_data_missing"
+    exit_code = 24
+
+
 # --- The mount and its commands. -------------------------------------------------------------------------
 
 
