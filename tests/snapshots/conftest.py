@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from forebay.snapshots.metastore import MetaStore, open_meta
 
 _databases = itertools.count()

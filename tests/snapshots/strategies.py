@@ -2,9 +2,10 @@
 
 from typing import Any
 
+from hypothesis import strategies as st
+
 from forebay.snapshots.entries import Entry
 from forebay.tiers.version import ObjectVersion
-from hypothesis import strategies as st
 
 texts = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=12)
 components = st.text(st.characters(codec="utf-8", exclude_characters="\0/"), min_size=1, max_size=6).filter(

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
 from forebay.errors import ConfigError, MetadataUnavailable, RefNotFound
 from forebay.snapshots.metastore import GcState, LeaseRecord, MetaStore, Moved, Published, open_meta
 from forebay.tests.support.servers import free_ports

@@ -5,6 +5,9 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from forebay.errors import PageCorrupt
 from forebay.snapshots.columns import ColumnFile, ColumnsCorrupt, encode_columns
 from forebay.snapshots.entries import Entry, batch_of, entries_of
@@ -13,8 +16,6 @@ from forebay.snapshots.pages import LEAF, PART, Page, encode_page, page_id, seal
 from forebay.snapshots.roots import PageRef, Zones, decode_refs, encode_refs, page_ref
 from forebay.tests.snapshots.strategies import labels, sorted_entries
 from forebay.tiers.version import ObjectVersion
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 
 def page_of(entries: list[Entry]) -> Page:
