@@ -216,3 +216,10 @@ class MetadataUnavailable(SnapshotError):
 
     kind = "metadata_unavailable"
     exit_code = 55
+
+
+class IndexDamaged(SnapshotError):
+    """The tree index of a snapshot mount does not match its checksum. It is built again from the snapshot."""
+
+    kind = "index_damaged"
+    exit_code = 56
