@@ -34,5 +34,15 @@ lint: install
 	$(BIN)/ruff format --check .
 	MYPYPATH=$(VENV)/src $(BIN)/mypy -p forebay
 
+bench: $(VENV)/.installed-bench
+	$(BIN)/python -m forebay.benchmarks.mount $(ARGS)
+
+demo: $(VENV)/.installed-demo
+	$(BIN)/python -m forebay.demo.run
+
+$(VENV)/.installed-%: $(VENV)/.installed
+	$(BIN)/pip install --quiet -e '.[$*]'
+	touch $@
+
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .demo *.egg-info
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
