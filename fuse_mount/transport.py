@@ -1,0 +1,103 @@
+"""The two ways to serve a connection, behind one protocol: the lane, and libfuse through pyfuse3."""
+
+import asyncio
+import os
+from collections.abc import Mapping
+from typing import Protocol
+
+from .boundary import Boundary
+from .lane import Lane
+from .options import MountOptions
+from .readonly import ReadOnlyHandlers
+from .reads import FileReads
+from .view import View
+from .xattrs import Xattrs
+
+
+class Transport(Protocol):
+    """Serves one mounted connection and owns its descriptor. All calls on the event loop.
+
+    `ready` is done when the kernel has agreed on the protocol, or fails with OSError(EPROTO); `ended` when the mount is gone.
+    """
+
+    name: str
+    ready: asyncio.Future[None]
+    ended: asyncio.Future[None]
+
+    def start(self) -> None: ...
+
+    def invalidate_entry(self, parent: int, name: bytes) -> None:
+        """Make the kernel forget a name; no error if it does not know it."""
+        ...
+
+    def gauges(self) -> Mapping[str, int]: ...
+
+    async def close(self) -> None:
+        """Let go of everything. After `ended`, or when nothing is to be saved any more."""
+        ...
+
+
+class LaneTransport(Lane):
+    """The lane with the read-only operations on it."""
+
+    def __init__(
+        self, device: int, view: View, reads: FileReads, xattrs: Xattrs, boundary: Boundary, options: MountOptions
+    ) -> None:
+        self._operations = ReadOnlyHandlers(view, reads, xattrs, options)
+        super().__init__(device, self._operations, boundary, options)
+
+    def gauges(self) -> dict[str, int]:
+        return {**super().gauges(), **self._operations.gauges()}
+
+
+class Pyfuse3Transport:
+    """libfuse reads the connection, pyfuse3 calls the operations on the event loop."""
+
+    name = "pyfuse3"
+
+    def __init__(
+        self, device: int, view: View, reads: FileReads, xattrs: Xattrs, boundary: Boundary, options: MountOptions
+    ) -> None:
+        from .operations import ReadOnlyOperations
+        from .pyfuse3_shim import Session
+
+        loop = asyncio.get_running_loop()
+        self.ready: asyncio.Future[None] = loop.create_future()
+        self.ended: asyncio.Future[None] = loop.create_future()
+        self._operations = ReadOnlyOperations(view, reads, xattrs, boundary, options, self._be_ready)
+        try:
+            self._session = Session(device, self._operations)
+        except BaseException:
+            os.close(device)
+            raise
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        self._task = asyncio.get_running_loop().create_task(self._session.serve())
+        self._task.add_done_callback(self._end)
+
+    def invalidate_entry(self, parent: int, name: bytes) -> None:
+        self._session.invalidate_entry(parent, name)
+
+    def gauges(self) -> Mapping[str, int]:
+        return self._operations.gauges()
+
+    async def close(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        self._session.close()
+        self._operations.close()
+
+    def _be_ready(self) -> None:
+        if not self.ready.done():
+            self.ready.set_result(None)
+
+    def _end(self, task: asyncio.Task[None]) -> None:
+        if not self.ready.done():
+            self.ready.set_exception(OSError("libfuse ended before the mount was ready"))
+        if not self.ended.done():
+            if task.cancelled() or task.exception() is None:
+                self.ended.set_result(None)
+            else:
+                self.ended.set_exception(task.exception() or OSError("libfuse failed"))

@@ -1,0 +1,55 @@
+"""Extended attributes `user.forebay.*`: which version a file is, where it is stored, and how much of it is here.
+
+The view's own attributes (labels, snapshot) come first; those about content and cache are added for files.
+"""
+
+import errno
+from collections.abc import Callable, Mapping
+
+from ..tiers.version import ObjectVersion
+from .view import Kind, View
+
+PREFIX = b"user.forebay."
+
+# What the cache knows of a version, by attribute name without the prefix (`cached`, `tier`, `pinned`).
+CacheFacts = Callable[[ObjectVersion], Mapping[str, str]]
+
+
+class Xattrs:
+    """Attributes of every inode of a mount. `facts` must not do I/O to a store."""
+
+    def __init__(self, view: View, facts: CacheFacts) -> None:
+        self._view = view
+        self._facts = facts
+
+    def all(self, ino: int) -> dict[bytes, bytes]:
+        """Every attribute by its full name. Raises what the view raises for an unknown inode."""
+        found = {name.encode(): value for name, value in self._view.xattrs(ino).items()}
+        if self._view.node(ino).kind != Kind.FILE:
+            return found
+        version = self._view.version(ino)
+        found[PREFIX + b"store"] = _bytes(version.store)
+        found[PREFIX + b"key"] = _bytes(version.key)
+        found[PREFIX + b"etag"] = _bytes(version.etag)
+        if version.version_id is not None:
+            found[PREFIX + b"version_id"] = _bytes(version.version_id)
+        for name, value in self._facts(version).items():
+            found[PREFIX + name.encode()] = _bytes(value)
+        return found
+
+    def value(self, ino: int, name: bytes) -> bytes:
+        """One attribute. Raises OSError(ENODATA) for any other name, security.* and POSIX ACLs included."""
+        if not name.startswith(PREFIX):
+            # The kernel and `ls -l` ask every file for these: no work for them.
+            raise OSError(errno.ENODATA, "no such attribute")
+        found = self.all(ino).get(name)
+        if found is None:
+            raise OSError(errno.ENODATA, "no such attribute")
+        return found
+
+    def names(self, ino: int) -> list[bytes]:
+        return list(self.all(ino))
+
+
+def _bytes(text: str) -> bytes:
+    return text.encode("utf-8", "surrogateescape")

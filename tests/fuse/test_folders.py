@@ -1,0 +1,89 @@
+"""Listings: complete, stable under seeking, bounded, and exact in what they count."""
+
+import ctypes
+import os
+from pathlib import Path
+
+from forebay.tests.fuse.conftest import MountIt
+from forebay.tests.support.fuse import until
+from forebay.tests.support.static_view import StaticView
+
+libc = ctypes.CDLL(None, use_errno=True)
+libc.opendir.restype = ctypes.c_void_p
+libc.readdir.restype = ctypes.c_void_p
+libc.telldir.restype = ctypes.c_long
+for name in ("readdir", "telldir", "closedir", "rewinddir"):
+    getattr(libc, name).argtypes = [ctypes.c_void_p]
+libc.seekdir.argtypes = [ctypes.c_void_p, ctypes.c_long]
+_NAME_OFFSET = 19  # of d_name in struct dirent
+
+
+def many(count: int) -> StaticView:
+    return StaticView({f"folder/file-{index:06d}".encode(): b"" for index in range(count)})
+
+
+def test_a_large_folder_is_complete(mount_it: MountIt) -> None:
+    root = mount_it(many(20_000)).path
+    expected = {f"file-{index:06d}" for index in range(20_000)}
+    assert set(os.listdir(root / "folder")) == expected
+    with os.scandir(root / "folder") as entries:
+        assert {entry.name for entry in entries if entry.is_file()} == expected
+    assert sum(1 for _ in (root / "folder").rglob("*")) == 20_000
+
+
+def test_seeking_in_a_folder_is_stable(mount_it: MountIt) -> None:
+    folder = mount_it(many(3000)).path / "folder"
+    stream = libc.opendir(os.fsencode(folder))
+    assert stream
+    try:
+
+        def next_name() -> bytes | None:
+            entry = libc.readdir(stream)
+            return ctypes.string_at(entry + _NAME_OFFSET) if entry else None
+
+        where: dict[int, bytes] = {}
+        while True:
+            at = libc.telldir(stream)
+            name = next_name()
+            if name is None:
+                break
+            where[at] = name
+        assert len([n for n in where.values() if n not in (b".", b"..")]) == 3000
+        for at, name in list(where.items())[::97]:
+            libc.seekdir(stream, at)
+            assert next_name() == name
+        libc.rewinddir(stream)
+        assert next_name() == where[0]
+    finally:
+        libc.closedir(stream)
+
+
+def test_lookups_are_given_back(mount_it: MountIt) -> None:
+    """What listings and lookups count is forgotten when the kernel drops its caches: nothing leaks."""
+    view = many(2000)
+    root = mount_it(view).path
+    for _ in range(3):
+        for entry in os.scandir(root / "folder"):
+            entry.stat()
+    partly = os.scandir(root / "folder")
+    next(partly)
+    partly.close()
+    assert len(view.lookups) == 2001
+    until(lambda: _dropped(view), "forgetting every inode")
+
+
+def _dropped(view: StaticView) -> bool:
+    Path("/proc/sys/vm/drop_caches").write_text("2")
+    return not view.lookups
+
+
+def test_unlinked_while_open_keeps_its_inode(mount_it: MountIt) -> None:
+    view = StaticView({b"a": b"content"}, entry_ttl_s=0.0)
+    root = mount_it(view).path
+    with (root / "a").open("rb") as file:
+        view.remove(b"a")
+        assert not (root / "a").exists()
+        Path("/proc/sys/vm/drop_caches").write_text("3")
+        assert file.read() == b"content"
+        assert len(view.lookups) == 1
+    until(lambda: _dropped(view), "forgetting the inode after the last close")

@@ -1,0 +1,201 @@
+"""What every record store must do, and what SQLite and MongoDB do each in their way."""
+
+import itertools
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from forebay.cache.write.records import ABSENT, Batch, Change, Record, Records, SqliteRecords
+from forebay.cache.write.records.mongo import MongoRecords
+from forebay.errors import MetadataUnavailable
+from forebay.tests.support.servers import MongoServer
+
+_databases = itertools.count()
+Opener = Callable[[], Records]
+
+
+@pytest.fixture(params=["sqlite", "mongo"])
+def opener(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Opener]:
+    opened: list[Records] = []
+    name = f"records_{next(_databases)}"
+
+    def open_again() -> Records:
+        store: Records
+        if request.param == "sqlite":
+            for previous in opened:
+                previous.close()  # one process, one opening
+            store = SqliteRecords(tmp_path / "records.db")
+        else:
+            server: MongoServer = request.getfixturevalue("mongo")
+            store = MongoRecords(server.url, name)
+        opened.append(store)
+        return store
+
+    yield open_again
+    for store in opened:
+        store.close()
+
+
+@pytest.fixture
+def records(opener: Opener) -> Records:
+    return opener()
+
+
+def put(key: bytes, body: bytes, expected: int = ABSENT) -> Batch:
+    return Batch([Change(key, expected, body)])
+
+
+def contents(records: Records) -> dict[bytes, bytes | None]:
+    return {record.key: record.body for record in records.load()[1]}
+
+
+def test_a_batch_is_there_after_reopening(opener: Opener) -> None:
+    records = opener()
+    (sequence,) = records.commit([Batch([Change(b"a", ABSENT, b"1"), Change(b"\xff\0", ABSENT, b"2")], {"i": b"data"})])
+    assert sequence is not None
+    again = opener()
+    found, loaded = again.load()
+    assert found >= sequence
+    assert sorted(loaded, key=lambda r: r.key) == [Record(b"a", sequence, b"1"), Record(b"\xff\0", sequence, b"2")]
+    assert again.inline("i") == b"data"
+    assert list(again.inline_names()) == ["i"]
+    assert again.inline("j") is None
+
+
+def test_a_stale_batch_changes_nothing_at_all(records: Records) -> None:
+    (first,) = records.commit([put(b"a", b"1")])
+    assert first is not None
+    stale = Batch([Change(b"b", ABSENT, b"x"), Change(b"a", first + 1, b"2")], {"i": b"data"})
+    fine = put(b"c", b"3")
+    outcomes = records.commit([stale, fine])
+    assert outcomes[0] is None
+    assert outcomes[1] is not None
+    assert contents(records) == {b"a": b"1", b"c": b"3"}
+    assert records.inline("i") is None
+
+
+def test_each_expectation_is_checked(records: Records) -> None:
+    (first,) = records.commit([put(b"a", b"1")])
+    assert first is not None
+    assert records.commit([put(b"a", b"2")]) == [None]
+    (second,) = records.commit([put(b"a", b"2", first)])
+    assert second is not None
+    assert records.commit([put(b"a", b"3", first)]) == [None]
+    (removed,) = records.commit([Batch([Change(b"a", second, None)])])
+    assert removed is not None
+    assert contents(records) == {}
+    assert records.commit([Batch([Change(b"a", second, None)])]) == [None]
+    assert records.commit([put(b"a", b"again")]) != [None]
+
+
+def test_batches_of_one_commit_build_on_each_other(records: Records) -> None:
+    (first,) = records.commit([put(b"a", b"1")])
+    assert first is not None
+    outcomes = records.commit([put(b"a", b"2", first), put(b"a", b"3", first)])
+    assert outcomes[0] is not None
+    assert outcomes[1] is None
+    assert contents(records) == {b"a": b"2"}
+
+
+def test_inline_data_is_replaced_and_dropped(records: Records) -> None:
+    records.commit([Batch([], {"i": b"1", "j": b"2"})])
+    records.commit([Batch([], {"i": b"3"}, ["j", "never-was"])])
+    assert records.inline("i") == b"3"
+    assert records.inline("j") is None
+
+
+def test_changes_since_tells_what_others_did(opener: Opener) -> None:
+    ours = opener()
+    if not ours.is_shared:
+        pytest.skip("an embedded store has nobody else")
+    theirs = opener()
+    (first,) = ours.commit([put(b"a", b"1")])
+    assert first is not None
+    start, _ = theirs.load()
+    (second,) = ours.commit([Batch([Change(b"a", first, None), Change(b"b", ABSENT, b"2")])])
+    assert second is not None
+    changes = theirs.changes_since(start)
+    assert sorted(changes.records, key=lambda r: r.key) == [Record(b"a", second, None), Record(b"b", second, b"2")]
+    assert changes.sequence == second
+    assert theirs.changes_since(changes.sequence).records == []
+
+
+def test_exactly_one_of_many_racers_wins(opener: Opener) -> None:
+    first = opener()
+    stores = [first, opener(), opener()] if first.is_shared else [first, first, first]
+    wins: list[int] = []
+
+    def race(index: int, store: Records) -> None:
+        for turn in range(8):
+            if store.commit([put(b"prize-%d" % turn, b"%d" % index)]) != [None]:
+                wins.append(turn)
+
+    threads = [threading.Thread(target=race, args=item) for item in enumerate(stores)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(wins) == list(range(8))
+
+
+KEYS = [b"a", b"b", b"c"]
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    steps=st.lists(
+        st.lists(st.tuples(st.sampled_from(KEYS), st.booleans(), st.none() | st.binary(max_size=3)), max_size=3),
+        max_size=6,
+    )
+)
+def test_commits_match_a_dict(records: Records, steps: list[list[tuple[bytes, bool, bytes | None]]]) -> None:
+    model = {record.key: (record.revision, record.body) for record in records.load()[1]}
+    for step in steps:
+        unique = {key: (right, body) for key, right, body in step}
+        batch = Batch(
+            [
+                Change(key, model.get(key, (ABSENT, None))[0] + (0 if right else 1_000_000), body)
+                for key, (right, body) in unique.items()
+            ]
+        )
+        (outcome,) = records.commit([batch])
+        if all(right for right, _ in unique.values()):
+            assert outcome is not None
+            for change in batch.changes:
+                model.pop(change.key, None)
+                if change.body is not None:
+                    model[change.key] = (outcome, change.body)
+        else:
+            assert outcome is None
+        assert {r.key: (r.revision, r.body) for r in records.load()[1]} == model
+
+
+def test_sqlite_of_a_newer_version_is_refused(tmp_path: Path) -> None:
+    import sqlite3
+
+    connection = sqlite3.connect(tmp_path / "r.db")
+    connection.execute("PRAGMA user_version=99")
+    connection.close()
+    with pytest.raises(MetadataUnavailable, match="format 99"):
+        SqliteRecords(tmp_path / "r.db")
+
+
+def test_sqlite_gives_space_back(tmp_path: Path) -> None:
+    store = SqliteRecords(tmp_path / "r.db")
+    names = [f"n{index}" for index in range(1000)]
+    store.commit([Batch([], dict.fromkeys(names, b"x" * 32768))])
+    for name in names:
+        store.commit([Batch([], {}, [name])])
+    store.close()
+    assert (tmp_path / "r.db").stat().st_size < 24_000_000
+
+
+def test_an_absent_mongod_is_named_without_credentials() -> None:
+    with pytest.raises(MetadataUnavailable) as caught:
+        MongoRecords("mongodb://user:secret-word@127.0.0.1:1/?replicaSet=rs0", "x", timeout_s=0.5)
+    assert "127.0.0.1:1" in str(caught.value)
+    assert "secret-word" not in str(caught.value)
