@@ -1,0 +1,387 @@
+"""Large objects: read, written and evicted by chunks and blocks of their extent files.
+
+The order of steps is what makes a crash at any moment harmless:
+
+    write   data, then the map's entries, then the row        a crash leaves data that no entry vouches for
+    evict   the row, then the map's entries, then the hole    a crash leaves data that no entry vouches for
+
+and an entry is a checksum, so even if the disk reorders the two (power loss), the chunk does not verify: a miss.
+
+Readers take no lock. A read that finds something odd (an entry that should be there is not, a checksum that does
+not match) is repeated under the lock of the file, where it cannot be a race with a writer or an eviction; what is
+still wrong there is damage, and is dropped.
+"""
+
+import os
+
+import numpy as np
+
+from ...errors import TierFull
+from ..understore import Buffer
+from ..version import BLOCK_BYTES, CHUNK_BYTES, ObjectVersion, blocks_of_range, split_by_block
+from .checksum import chunk_sums, pack_sums
+from .entries import Entries, OnEvict, Victim
+from .extent_files import ENTRY_BYTES, Extent, ExtentFiles
+from .files import OpenFile
+from .health import Health
+from .index import NOT_FOUND, block_location, block_parts, key_of
+from .space import Space
+
+BLOCK_CHUNKS = BLOCK_BYTES // CHUNK_BYTES
+_ABSENT = bytes(ENTRY_BYTES)
+# Beyond the bytes themselves a write may allocate map pages and the file system's own extent blocks.
+_WRITE_SLACK_BYTES = 16 * 1024
+# And the first one of an object two folders' blocks and the header.
+_CREATE_SLACK_BYTES = 24 * 1024
+# What the file system may still count for a data file in which nothing is left (a block of its extent tree).
+_EMPTY_FILE_BYTES = 16 * 1024
+
+
+def chunks_in_block(size: int, block: int) -> int:
+    """How many chunks block `block` of an object of `size` bytes has."""
+    return min(-(-size // CHUNK_BYTES) - block * BLOCK_CHUNKS, BLOCK_CHUNKS)
+
+
+def write_need_bytes(version: ObjectVersion, size: int) -> int:
+    """An upper bound of what writing `size` bytes of this object can allocate."""
+    blocks = len(blocks_of_range(0, size)) + 1
+    return -(-size // 4096) * 4096 + blocks * _WRITE_SLACK_BYTES + _CREATE_SLACK_BYTES + len(version.key)
+
+
+class Extents:
+    """All large objects of a tier."""
+
+    def __init__(self, files: ExtentFiles, entries: Entries, space: Space, health: Health) -> None:
+        self._files = files
+        self._entries = entries
+        self._space = space
+        self._health = health
+        self.count = 0
+
+    # --- Reading: no lock, few operations. ---
+
+    def read(self, version: ObjectVersion, offset: int, size: int) -> Buffer | None:
+        """The verified bytes, or None if any of them is not here. The range is inside the object and not empty."""
+        entries = self._entries
+        for block in range(offset // BLOCK_BYTES, (offset + size - 1) // BLOCK_BYTES + 1):
+            row = entries.find(version.digest, block)
+            if row == NOT_FOUND:
+                return None
+            entries.hit(row)
+        return self._read_verified(version, offset, size)
+
+    def _read_verified(self, version: ObjectVersion, offset: int, size: int) -> Buffer | None:
+        extent = self._files.get(version.digest) or self._open(version)
+        if extent is None:
+            return None
+        first = offset // CHUNK_BYTES
+        count = (offset + size - 1) // CHUNK_BYTES + 1 - first
+        start = first * CHUNK_BYTES
+        length = min(count * CHUNK_BYTES, version.size - start)
+        sums = extent.sums(first, count)
+        data = os.pread(extent.data.fd, length, start)
+        if pack_sums(chunk_sums(extent.seed, first, data)) != sums or len(data) != length:
+            repaired = self._examine(version, first, count, sums)
+            if repaired is None:
+                return None
+            data = repaired
+        if length == size:
+            return data
+        return memoryview(data)[offset - start : offset - start + size]
+
+    def missing(self, version: ObjectVersion, offset: int, size: int) -> list[tuple[int, int]]:
+        """Chunk-aligned ranges of [offset, offset + size) that are not here, ascending, joined where they touch."""
+        found: list[tuple[int, int]] = []
+
+        def add(first: int, last: int) -> None:
+            start, end = first * CHUNK_BYTES, min(last * CHUNK_BYTES, version.size)
+            if found and found[-1][0] + found[-1][1] == start:
+                start, _ = found.pop()
+            found.append((start, end - start))
+
+        for block, piece_offset, length in split_by_block(offset, size):
+            first, last = piece_offset // CHUNK_BYTES, -(-(piece_offset + length) // CHUNK_BYTES)
+            row = self._entries.find(version.digest, block)
+            chunks = block_parts(self._entries.location(row))[1] if row != NOT_FOUND else 0
+            if chunks == chunks_in_block(version.size, block):
+                continue
+            extent = (self._files.get(version.digest) or self._open(version)) if chunks else None
+            if extent is None:
+                add(first, last)
+                continue
+            sums = extent.sums(first, last - first).ljust(ENTRY_BYTES * (last - first), b"\0")
+            for i, value in enumerate(memoryview(sums).cast("Q")):
+                if value == 0:
+                    add(first + i, first + i + 1)
+        return found
+
+    def block_bytes(self, version: ObjectVersion) -> list[tuple[int, int]]:
+        """(block, bytes present in it) of the blocks of which anything is here."""
+        found = []
+        for block in range(version.block_count):
+            row = self._entries.find(version.digest, block)
+            if row == NOT_FOUND:
+                continue
+            chunks = block_parts(self._entries.location(row))[1]
+            start, length = version.block_range(block)
+            if chunks == chunks_in_block(version.size, block):
+                found.append((block, length))
+            else:
+                found.append((block, length - sum(gap for _, gap in self.missing(version, start, length))))
+        return found
+
+    def readahead(self, version: ObjectVersion, offset: int, size: int) -> None:
+        extent = self._files.get(version.digest)
+        if extent is not None:
+            os.posix_fadvise(extent.data.fd, offset, size, os.POSIX_FADV_WILLNEED)
+
+    def data_file(self, version: ObjectVersion) -> OpenFile | None:
+        """The data file, held open by the answer, to be sent or mapped; only what is verified in it counts."""
+        extent = self._files.get(version.digest) or self._open(version)
+        return extent.data if extent is not None else None
+
+    # --- Changing: under the lock of the file. ---
+
+    def write(self, version: ObjectVersion, offset: int, data: Buffer) -> int:
+        """Bring chunks in; the bytes newly allocated. Raises OSError, or TierFull if the policy does not want them."""
+        view = memoryview(data)
+        allocated = 0
+        with self._files.lock(version.digest):
+            extent = self._files.open_locked(version.digest)
+            if extent is None:
+                known = self._forget_locked(version)
+                allocated -= self._files.remove_locked(version.digest)
+                extent, grown = self._files.create_locked(version)
+                allocated += grown
+                self.count += not known
+            before = extent.allocated()
+            try:
+                for block, piece_offset, length in split_by_block(offset, len(view)):
+                    piece = view[piece_offset - offset : piece_offset - offset + length]
+                    self._write_block_locked(extent, block, piece_offset // CHUNK_BYTES, piece)
+            finally:
+                allocated += extent.allocated() - before
+                self._space.settle(0, allocated)
+        return allocated
+
+    def _write_block_locked(self, extent: Extent, block: int, first: int, piece: memoryview) -> None:
+        count = -(-len(piece) // CHUNK_BYTES)
+        known = extent.sums(first, count).ljust(ENTRY_BYTES * count, b"\0")
+        added = sum(value == 0 for value in memoryview(known).cast("Q"))
+        row = found = self._entries.find(extent.digest, block)
+        if found != NOT_FOUND and added == 0:
+            return
+        if found == NOT_FOUND:
+            begun = self._entries.begin(len(piece))
+            if begun is None:
+                raise TierFull("the eviction policy keeps what is cached and admits nothing new")
+            row = begun
+        try:
+            extent.data.write_at([piece], first * CHUNK_BYTES)
+            extent.set_sums(first, pack_sums(chunk_sums(extent.seed, first, piece)))
+        except OSError:
+            if found == NOT_FOUND:
+                self._entries.abandon(row)
+                self._clear_locked(extent, block)
+            raise
+        if found == NOT_FOUND:
+            chunks = self._count_locked(extent, block)
+            published = self._entries.publish(row, extent.digest, block, block_location(block, chunks))
+            assert published, "blocks of a file are only added under its lock"
+        else:
+            before = self._entries.location(row)
+            self._entries.relocate(row, before, block_location(block, block_parts(before)[1] + added))
+
+    def evict(self, victim: Victim, on_evict: OnEvict | None) -> bool:
+        """Take out one block; False if somebody else did. Raises OSError after the entry is out."""
+        if on_evict is not None:
+            self._hand_over(victim, on_evict)
+        with self._files.lock(victim.digest):
+            if not self._entries.remove(victim.row, victim.location):
+                return False
+            try:
+                extent = self._files.open_locked(victim.digest)
+                if extent is None:
+                    freed = self._files.remove_locked(victim.digest)
+                else:
+                    freed = self._free_block_locked(extent, victim.block)
+                self._space.settle(0, -freed)
+            finally:
+                self._entries.release(victim.row)
+        return True
+
+    def drop(self, version: ObjectVersion) -> int:
+        """Take everything of this version out; the bytes freed."""
+        with self._files.lock(version.digest):
+            removed = self._forget_locked(version)
+            freed = self._files.remove_locked(version.digest)
+            self._space.settle(0, -freed)
+            if removed or freed:
+                self.count -= 1
+        return freed
+
+    # --- Restart. ---
+
+    def recover(self) -> None:
+        """Find the files and which blocks are in them. Files with a damaged header, or without data, are removed."""
+        columns: list[tuple[int, int, int, int]] = []
+        for digest in self._files.digests():
+            with self._files.lock(digest):
+                extent = self._files.open_locked(digest)
+                if extent is None:
+                    self._health.found_corrupt(f"extent files {digest.hex()}")
+                    self._files.remove_locked(digest)
+                    continue
+                self._space.settle(0, extent.allocated())
+                self.count += 1
+                columns.extend(self._recover_blocks(extent))
+        self._space.settle(0, self._files.folders_allocated())
+        if columns:
+            first, second, location = (np.array([row[i] for row in columns], np.uint64) for i in range(3))
+            self._entries.restore(first, second, location, np.array([row[3] for row in columns], np.int64))
+
+    def _recover_blocks(self, extent: Extent) -> list[tuple[int, int, int, int]]:
+        """(key halves, location, bytes) of the blocks that a map has entries of."""
+        chunk_count = -(-extent.version.size // CHUNK_BYTES)
+        sums = np.zeros(extent.version.block_count * BLOCK_CHUNKS, np.uint64)
+        known = np.frombuffer(extent.sums(0, chunk_count), np.uint64)
+        sums[: len(known)] = known
+        counts = (sums.reshape(-1, BLOCK_CHUNKS) != 0).sum(axis=1)
+        return [
+            (*key_of(extent.digest, block), block_location(block, int(counts[block])), int(counts[block]) * CHUNK_BYTES)
+            for block in np.flatnonzero(counts).tolist()
+        ]
+
+    def validate(self) -> None:
+        """The rows say what the maps say; nobody may be writing."""
+        found = 0
+        for digest in self._files.digests():
+            with self._files.lock(digest):
+                extent = self._files.open_locked(digest)
+                if extent is None:
+                    continue
+                found += 1
+                for block in range(extent.version.block_count):
+                    row = self._entries.find(digest, block)
+                    chunks = block_parts(self._entries.location(row))[1] if row != NOT_FOUND else 0
+                    assert chunks == self._count_locked(extent, block), (extent.version.key, block, chunks)
+        assert found == self.count, (found, self.count)
+
+    def close(self) -> None:
+        self._files.close()
+
+    # --- Repair. ---
+
+    def _open(self, version: ObjectVersion) -> Extent | None:
+        """Open the files of an object that has rows; if they are gone or damaged, its rows go too."""
+        with self._files.lock(version.digest):
+            extent = self._files.open_locked(version.digest)
+            if extent is None and self._forget_locked(version):
+                self._health.found_corrupt(f"the files of {version.key!r} are gone or their map is damaged")
+                self._space.settle(0, -self._files.remove_locked(version.digest))
+                self.count -= 1
+            return extent
+
+    def _examine(self, version: ObjectVersion, first: int, count: int, seen: bytes) -> bytes | None:
+        """A read did not verify: the bytes if it was a race, None if some are absent or were damaged (and are dropped)."""
+        blocks = range(first // BLOCK_CHUNKS, (first + count - 1) // BLOCK_CHUNKS + 1)
+        if _has_absent(seen, count) and not any(self._is_full(version, block) for block in blocks):
+            return None  # the plain miss of a block that is only partly here
+        with self._files.lock(version.digest):
+            extent = self._files.open_locked(version.digest)
+            if extent is None:
+                return None
+            start = first * CHUNK_BYTES
+            length = min(count * CHUNK_BYTES, version.size - start)
+            sums = extent.sums(first, count).ljust(ENTRY_BYTES * count, b"\0")
+            data = os.pread(extent.data.fd, length, start)
+            actual = pack_sums(chunk_sums(extent.seed, first, data.ljust(length, b"\0")))
+            if actual == sums and len(data) == length:
+                return data
+            damaged = []
+            for i in range(count):
+                entry = sums[ENTRY_BYTES * i : ENTRY_BYTES * (i + 1)]
+                cut_off = len(data) < min((i + 1) * CHUNK_BYTES, length)
+                if entry != _ABSENT and (cut_off or entry != actual[ENTRY_BYTES * i : ENTRY_BYTES * (i + 1)]):
+                    damaged.append(first + i)
+            if len(data) < length:
+                os.ftruncate(extent.data.fd, version.size)
+            for chunk in damaged:
+                extent.set_sums(chunk, _ABSENT)
+            for block in blocks:
+                self._recount_locked(extent, block)
+        if damaged:
+            self._health.found_corrupt(f"{len(damaged)} chunks of {version.key!r}", len(damaged))
+        return None
+
+    def _is_full(self, version: ObjectVersion, block: int) -> bool:
+        row = self._entries.find(version.digest, block)
+        if row == NOT_FOUND:
+            return False
+        return block_parts(self._entries.location(row))[1] == chunks_in_block(version.size, block)
+
+    def _recount_locked(self, extent: Extent, block: int) -> None:
+        """Make the row of a block say what its map says."""
+        row = self._entries.find(extent.digest, block)
+        if row == NOT_FOUND:
+            return
+        location = self._entries.location(row)
+        chunks = self._count_locked(extent, block)
+        if chunks:
+            self._entries.relocate(row, location, block_location(block, chunks))
+        elif self._entries.remove(row, location):
+            self._space.settle(0, -self._free_block_locked(extent, block))
+            self._entries.release(row)
+
+    def _count_locked(self, extent: Extent, block: int) -> int:
+        count = chunks_in_block(extent.version.size, block)
+        sums = extent.sums(block * BLOCK_CHUNKS, count).ljust(ENTRY_BYTES * count, b"\0")
+        return sum(value != 0 for value in memoryview(sums).cast("Q"))
+
+    def _clear_locked(self, extent: Extent, block: int) -> None:
+        """Entries to absent, bytes back to the file system."""
+        extent.set_sums(block * BLOCK_CHUNKS, bytes(ENTRY_BYTES * chunks_in_block(extent.version.size, block)))
+        extent.data.punch(block * BLOCK_BYTES, BLOCK_BYTES)
+
+    def _free_block_locked(self, extent: Extent, block: int) -> int:
+        """Clear a block that has no row any more, and remove the files with their last block; the bytes freed."""
+        before = extent.allocated()
+        self._clear_locked(extent, block)
+        after = extent.allocated()
+        if extent.data.allocated() <= _EMPTY_FILE_BYTES and not self._has_rows(extent.version):
+            self.count -= 1
+            return before - after + self._files.remove_locked(extent.digest)
+        return before - after
+
+    def _has_rows(self, version: ObjectVersion) -> bool:
+        return any(self._entries.find(version.digest, block) != NOT_FOUND for block in range(version.block_count))
+
+    def _forget_locked(self, version: ObjectVersion) -> int:
+        """Take the rows of all blocks out; how many there were."""
+        removed = 0
+        for block in range(version.block_count):
+            row = self._entries.find(version.digest, block)
+            if row != NOT_FOUND and self._entries.remove(row, self._entries.location(row)):
+                self._entries.release(row)
+                removed += 1
+        return removed
+
+    def _hand_over(self, victim: Victim, on_evict: OnEvict) -> None:
+        """Give what is present of a block, verified, to whoever wants it before it goes; in runs without gaps."""
+        with self._files.lock(victim.digest):
+            extent = self._files.open_locked(victim.digest)
+        if extent is None:
+            return
+        version = extent.version
+        start, length = version.block_range(victim.block)
+        gaps = [*self.missing(version, start, length), (start + length, 0)]
+        for gap_offset, gap_size in gaps:
+            if gap_offset > start:
+                data = self._read_verified(version, start, gap_offset - start)
+                if data is not None:
+                    on_evict(version, start, data)
+            start = gap_offset + gap_size
+
+
+def _has_absent(sums: bytes, count: int) -> bool:
+    return len(sums) < ENTRY_BYTES * count or 0 in memoryview(sums).cast("Q").tolist()
