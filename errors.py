@@ -223,3 +223,14 @@ class IndexDamaged(SnapshotError):
 
     kind = "index_damaged"
     exit_code = 56
+
+
+def class_of_kind(kind: str, base: type[ForebayError] = ForebayError) -> type[ForebayError]:
+    """The class with that `kind`; ForebayError itself if there is none (an error of a newer version)."""
+    waiting = [base]
+    while waiting:
+        found = waiting.pop()
+        if found.kind == kind:
+            return found
+        waiting += found.__subclasses__()
+    return ForebayError
