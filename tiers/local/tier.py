@@ -258,6 +258,15 @@ class LocalTier:
 
     # --- Seeing. ---
 
+    @property
+    def in_service(self) -> bool:
+        """Whether reads are answered; does not try the disk. Of several folders, those out of service are passed over."""
+        return self._health.readable
+
+    def probe(self) -> bool:
+        """Try a tier that is out of service, if it is time; whether it is in service. For whoever passes it over."""
+        return self._health.readable or self._probe()
+
     def stats(self) -> TierStats:
         return TierStats(
             name=self.options.name,
