@@ -129,7 +129,7 @@ def s3_server(folder: Path) -> Iterator[S3Server]:
                 f"-volume.port={volume}", f"-volume.port.grpc={volume_grpc}",
                 f"-filer.port={filer}", f"-filer.port.grpc={filer_grpc}",
                 "-s3", f"-s3.port={s3}", f"-s3.port.grpc={s3_grpc}", "-s3.port.iceberg=0", "-s3.port.lance=0",
-                "-master.volumeSizeLimitMB=1024", "-volume.max=100",
+                "-master.volumeSizeLimitMB=1024", "-volume.max=10000",
             ],
             stdout=log_file, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, cwd=folder,
         )  # fmt: skip
