@@ -59,11 +59,12 @@ class Entries:
         """The row of an entry whose bytes are there, or NOT_FOUND. Any thread, no lock; may be stale (see index)."""
         return self._index.find(*key_of(digest, block))
 
-    def begin(self, size_bytes: int) -> int | None:
+    def begin(self, digest: bytes, block: int, size_bytes: int) -> int | None:
         """A row for an entry that is about to be written; None if the policy does not want it."""
+        identity = key_of(digest, block)[0]
         with self._lock:
             row = self._index.new_row()
-            if self._policy.admit(row, size_bytes):
+            if self._policy.admit(row, size_bytes, identity):
                 return row
             self._index.release(row)
             return None

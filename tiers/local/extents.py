@@ -140,6 +140,10 @@ class Extents:
         extent = self._files.get(version.digest) or self._open(version)
         return extent.data if extent is not None else None
 
+    def has_files(self, version: ObjectVersion) -> bool:
+        """Whether anything of this object is here, so that bringing more in makes no new file."""
+        return any(self._entries.find(version.digest, block) != NOT_FOUND for block in range(version.block_count))
+
     # --- Changing: under the lock of the file. ---
 
     def write(self, version: ObjectVersion, offset: int, data: Buffer) -> int:
@@ -172,7 +176,7 @@ class Extents:
         if found != NOT_FOUND and added == 0:
             return
         if found == NOT_FOUND:
-            begun = self._entries.begin(len(piece))
+            begun = self._entries.begin(extent.digest, block, len(piece))
             if begun is None:
                 raise TierFull("the eviction policy keeps what is cached and admits nothing new")
             row = begun
@@ -232,9 +236,13 @@ class Extents:
                     self._health.found_corrupt(f"extent files {digest.hex()}")
                     self._files.remove_locked(digest)
                     continue
+                found = self._recover_blocks(extent)
+                if not found:
+                    self._files.remove_locked(digest)
+                    continue
                 self._space.settle(0, extent.allocated())
                 self.count += 1
-                columns.extend(self._recover_blocks(extent))
+                columns.extend(found)
         self._space.settle(0, self._files.folders_allocated())
         if columns:
             first, second, location = (np.array([row[i] for row in columns], np.uint64) for i in range(3))
@@ -247,6 +255,10 @@ class Extents:
         known = np.frombuffer(extent.sums(0, chunk_count), np.uint64)
         sums[: len(known)] = known
         counts = (sums.reshape(-1, BLOCK_CHUNKS) != 0).sum(axis=1)
+        if extent.data.allocated() > int(counts.sum()) * CHUNK_BYTES + _EMPTY_FILE_BYTES:
+            # A crash left bytes that no entry vouches for, and that no eviction would ever free.
+            for block in np.flatnonzero(counts == 0).tolist():
+                extent.data.punch(block * BLOCK_BYTES, BLOCK_BYTES)
         return [
             (*key_of(extent.digest, block), block_location(block, int(counts[block])), int(counts[block]) * CHUNK_BYTES)
             for block in np.flatnonzero(counts).tolist()
@@ -348,13 +360,10 @@ class Extents:
         before = extent.allocated()
         self._clear_locked(extent, block)
         after = extent.allocated()
-        if extent.data.allocated() <= _EMPTY_FILE_BYTES and not self._has_rows(extent.version):
+        if extent.data.allocated() <= _EMPTY_FILE_BYTES and not self.has_files(extent.version):
             self.count -= 1
             return before - after + self._files.remove_locked(extent.digest)
         return before - after
-
-    def _has_rows(self, version: ObjectVersion) -> bool:
-        return any(self._entries.find(version.digest, block) != NOT_FOUND for block in range(version.block_count))
 
     def _forget_locked(self, version: ObjectVersion) -> int:
         """Take the rows of all blocks out; how many there were."""

@@ -11,13 +11,16 @@ from typing import Protocol
 
 
 class EvictionPolicy(Protocol):
-    def admit(self, entry: int, size_bytes: int) -> bool:
-        """A new entry wants in. False: the bytes are not cached, and the policy forgets the entry."""
+    def admit(self, entry: int, size_bytes: int, identity: int) -> bool:
+        """A new entry wants in. False: the bytes are not cached, and the policy forgets the entry.
+
+        `identity` is 64 well mixed bits of the content's digest: the same if the same bytes come again.
+        """
         ...
 
     def admit_many(self, entries: Sequence[int], sizes_bytes: Sequence[int]) -> None:
-        """Entries found at restart, oldest first; they are there, so they cannot be refused. Both are numpy arrays
-        or lists of equal length; a million must take well under a second."""
+        """Entries found at restart, oldest first; they are there, so they cannot be refused. Both are of equal
+        length, lists or arrays; a million must take well under a second."""
         ...
 
     def hit(self, entry: int) -> None:
@@ -43,7 +46,7 @@ class FifoPolicy:
     def __init__(self) -> None:
         self._order: OrderedDict[int, None] = OrderedDict()
 
-    def admit(self, entry: int, size_bytes: int) -> bool:
+    def admit(self, entry: int, size_bytes: int, identity: int) -> bool:
         self._order[entry] = None
         return True
 

@@ -75,6 +75,11 @@ def sums_bytes(size: int) -> int:
     return -(-size // CHUNK_BYTES) * 8
 
 
+def align(offset: int) -> int:
+    """Where the next frame may begin."""
+    return -(-offset // SLAB_UNIT_BYTES) * SLAB_UNIT_BYTES
+
+
 def frame_bytes(size: int, identity_bytes: int) -> int:
     return FRAME_HEAD_BYTES + sums_bytes(size) + size + identity_bytes
 

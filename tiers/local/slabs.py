@@ -20,7 +20,8 @@ from .checksum import chunk_sums, pack_sums, seed_of
 from .entries import Entries, OnEvict, Victim
 from .files import OpenCache, OpenFile, Recent
 from .health import Health
-from .index import MAX_SLAB_NUMBER, NOT_FOUND, SLAB_UNIT_BYTES, small_location, small_parts
+from .index import MAX_SLAB_NUMBER, NOT_FOUND, SLAB_UNIT_BYTES, digest_of, small_location, small_parts
+from .slab_table import SlabTable
 from .space import Space
 
 # Objects up to this size are read whole even if a part is wanted: one read instead of two.
@@ -29,8 +30,17 @@ READ_WHOLE_BYTES = 128 * 1024
 _WRITE_SLACK_BYTES = 16 * 1024
 # A new slab's header, its first records and the folder's growth.
 _CREATE_SLACK_BYTES = 24 * 1024
-_COMPACT_BELOW = 0.5
-_COMPACT_MIN_BYTES = 1024 * 1024
+# A slab is compacted when less than this part of what it allocates lives: moving 3 bytes then gives 1 back. Lower would
+# cost less work and leave more of the tier to the dead.
+_COMPACT_BELOW = 0.75
+_COMPACT_MIN_BYTES = 512 * 1024
+# Slabs of which less than this part is allocated are emptied when there are more than twice as many as needed.
+_SPARSE_PART = 4
+# Moved between two holes (bounds the room that it takes), and by one call (bounds how long a writer is held up).
+_MOVE_GROUP_BYTES = 512 * 1024
+_MOVE_MOST_BYTES = 32 * 1024 * 1024
+_SLABS_PER_TIER = 16
+_MIN_SLAB_BYTES = 2 * 1024 * 1024
 _DEAD = struct.pack("<H", fmt.DEAD)
 
 
@@ -55,7 +65,7 @@ class Slab:
         self.records = 0  # number of the next record
         self.writing = 0  # frames that were given out and not yet recorded
         self.live = 0
-        self.live_bytes = 0
+        self.live_bytes = 0  # of frames without their identities
         self.allocated = 0
 
 
@@ -64,6 +74,10 @@ class Slabs:
 
     def __init__(self, folder: Path, entries: Entries, space: Space, health: Health, max_open: int) -> None:
         self._folder = folder
+        # In a small tier slabs are shorter, so that most of them are not the one that is being filled.
+        self._slab_bytes = fmt.FRAMES_OFFSET + min(
+            fmt.SLAB_BYTES - fmt.FRAMES_OFFSET, max(space.capacity_bytes // _SLABS_PER_TIER, _MIN_SLAB_BYTES)
+        )
         self._entries = entries
         self._space = space
         self._health = health
@@ -108,7 +122,7 @@ class Slabs:
         if self._entries.remove(row, location):
             self._health.found_corrupt(f"small object {version.key!r}")
             try:
-                self._kill(number, [start])
+                self._kill(number, {start: whole})
             finally:
                 self._entries.release(row)
         return None
@@ -123,8 +137,8 @@ class Slabs:
 
     # --- Changing. ---
 
-    def write(self, version: ObjectVersion, data: memoryview, row: int) -> int:
-        """Append the object; returns its location, which the caller publishes for `row`. Raises OSError."""
+    def write(self, version: ObjectVersion, data: memoryview) -> int:
+        """Append the object; returns its location, which the caller publishes. Raises OSError."""
         head, who = fmt.pack_frame(version, data)
         size = len(head) + len(data) + len(who)
         slab, offset, record = self._allocate(size)
@@ -144,7 +158,7 @@ class Slabs:
                 slab.writing -= 1
                 if written:
                     slab.live += 1
-                    slab.live_bytes += size
+                    slab.live_bytes += fmt.frame_bytes(version.size, 0)
                 self._measure_locked(slab)
                 if slab.allocated == 0:  # deleted underneath: what is written there is seen by nobody
                     slab.end = fmt.SLAB_BYTES
@@ -152,8 +166,8 @@ class Slabs:
 
     def forget_write(self, location: int) -> None:
         """The object of a write that nobody wants any more (somebody else was faster) is dead again."""
-        number, offset, _ = small_parts(location)
-        self._kill(number, [offset])
+        number, offset, size = small_parts(location)
+        self._kill(number, {offset: size})
 
     def drop(self, row: int) -> None:
         """Take one object out. Raises OSError after its entry is out."""
@@ -163,15 +177,15 @@ class Slabs:
 
     def free(self, removed: list[Victim], on_evict: OnEvict | None) -> None:
         """Free the bytes of entries that were removed. Raises OSError after all of them are released."""
-        by_slab: dict[int, list[int]] = {}
+        by_slab: dict[int, dict[int, int]] = {}
         try:
             for victim in removed:
-                number, offset, _ = small_parts(victim.location)
-                by_slab.setdefault(number, []).append(offset)
+                number, offset, size = small_parts(victim.location)
+                by_slab.setdefault(number, {})[offset] = size
                 if on_evict is not None and (found := self._frame(victim)) is not None:
                     on_evict(found[0], 0, found[1])
-            for number, offsets in by_slab.items():
-                self._kill(number, offsets)
+            for number, frames in by_slab.items():
+                self._kill(number, frames)
         finally:
             for victim in removed:
                 self._entries.release(victim.row)
@@ -188,6 +202,84 @@ class Slabs:
         identity_bytes = int.from_bytes(head[4:8], "little")
         frame = os.pread(handle.file.fd, fmt.frame_bytes(size, min(identity_bytes, 0xFFFF)), offset)
         return fmt.unpack_frame(frame, victim.digest)
+
+    # --- Compaction. ---
+
+    def compact(self) -> bool:
+        """Move what lives in the slab with the smallest living part, so that its pages can go; at most
+        `_MOVE_MOST_BYTES` at a time. False if no slab is worth it, or there is no room to move into. Raises OSError."""
+        slab = self._worst_slab()
+        if slab is None:
+            return False
+        moved_bytes = group_bytes = 0
+        group: dict[int, int] = {}
+        for victim in self._living(slab):
+            _, offset, size = small_parts(victim.location)
+            frame = self._frame(victim)
+            if frame is None:
+                if not self._entries.remove(victim.row, victim.location):
+                    continue
+                self._health.found_corrupt(f"an object in {slab.path.name}")
+                self._entries.release(victim.row)
+            else:
+                location = self._write_copy(*frame)
+                if location is None:
+                    break
+                if not self._entries.relocate(victim.row, victim.location, location):
+                    self.forget_write(location)  # somebody took it out meanwhile
+                    continue
+            group[offset] = size
+            group_bytes += size
+            if group_bytes >= _MOVE_GROUP_BYTES:
+                self._kill(slab.number, group)
+                moved_bytes += group_bytes
+                group, group_bytes = {}, 0
+                if moved_bytes >= _MOVE_MOST_BYTES:
+                    break
+        self._kill(slab.number, group)
+        return moved_bytes + group_bytes > 0
+
+    def _worst_slab(self) -> Slab | None:
+        """The slab to compact: much of what it allocates is dead, or it is one of too many that are nearly empty."""
+        too_many = len(self._slabs) > 2 * (self._space.capacity_bytes // self._slab_bytes) + _SLABS_PER_TIER
+        sparse_bytes = (self._slab_bytes - fmt.FRAMES_OFFSET) // _SPARSE_PART if too_many else 0
+        worst, worst_part = None, _COMPACT_BELOW
+        with self._lock:
+            for slab in self._slabs.values():
+                if slab is self._active or slab.writing or not slab.allocated:
+                    continue
+                part = slab.live_bytes / slab.allocated if slab.allocated > _COMPACT_MIN_BYTES else 1.0
+                if slab.allocated < sparse_bytes:
+                    part = min(part, slab.allocated / self._slab_bytes)
+                if part < worst_part:
+                    worst, worst_part = slab, part
+        return worst
+
+    def _living(self, slab: Slab) -> list[Victim]:
+        """The entries whose bytes are in this slab, in the order of their place."""
+        handle = self._open.get(slab.number) or self._open_slab(slab.number)
+        if handle is None:
+            return []
+        records = fmt.read_records(handle.file)
+        records = records[fmt.verify_records(records) & (records["flag"] == fmt.LIVE)]
+        found = []
+        for first, second, unit, size in np.sort(records, order="unit")[["first", "second", "unit", "size"]].tolist():
+            digest = digest_of(first, second, 0)
+            location = small_location(slab.number, unit * SLAB_UNIT_BYTES, size)
+            row = self._entries.find(digest)
+            if row != NOT_FOUND and self._entries.location(row) == location:
+                found.append(Victim(row, location, digest, 0))
+        return found
+
+    def _write_copy(self, version: ObjectVersion, data: memoryview) -> int | None:
+        """Append an object that is here already; None if there is no room for two of it."""
+        need = write_need_bytes(version)
+        if not self._space.try_reserve(need, spare=True):
+            return None
+        try:
+            return self.write(version, data)
+        finally:
+            self._space.settle(need, 0)
 
     # --- Restart. ---
 
@@ -213,10 +305,13 @@ class Slabs:
             slab.records = len(records)
             if len(good):
                 ends = good["unit"].astype(np.int64) * SLAB_UNIT_BYTES + fmt.frame_sizes(good)
-                slab.end = _align(int(ends.max()))
+                slab.end = fmt.align(int(ends.max()))
             living = good[good["flag"] == fmt.LIVE]
+            if not len(living):
+                self._remove_if_empty(slab)
+                continue
             slab.live = len(living)
-            slab.live_bytes = int(fmt.frame_sizes(living).sum())
+            slab.live_bytes = int((fmt.frame_sizes(living) - living["identity"]).sum())
             firsts.append(living["first"])
             seconds.append(living["second"])
             locations.append(
@@ -238,12 +333,12 @@ class Slabs:
             _, kept = np.unique(keys, return_index=True)
             kept.sort()
             for twin in np.setdiff1d(np.arange(len(first)), kept).tolist():
-                number, offset, _ = small_parts(int(location[twin]))
-                self._kill(number, [offset])
+                number, offset, length = small_parts(int(location[twin]))
+                self._kill(number, {offset: length})
             first, second, location, size = first[kept], second[kept], location[kept], size[kept]
         self._entries.restore(first, second, location, size)
         newest = max(self._slabs.values(), key=lambda slab: slab.number, default=None)
-        if newest is not None and newest.end < fmt.SLAB_BYTES // 2 and newest.records < fmt.MAX_RECORDS // 2:
+        if newest is not None and newest.end < self._slab_bytes and newest.records < fmt.MAX_RECORDS:
             self._active = newest
 
     def validate(self) -> None:
@@ -299,20 +394,21 @@ class Slabs:
                 if place is not None:
                     return slab, *place
             slab = self._new_slab_locked()
-            self._active = slab
+            filled, self._active = self._active, slab
             place = self._place(slab, size)
             assert place is not None, "a frame fits into an empty slab"
-            return slab, *place
+        if filled is not None:
+            self._remove_if_empty(filled)
+        return slab, *place
 
-    @staticmethod
-    def _place(slab: Slab, size: int) -> tuple[int, int] | None:
+    def _place(self, slab: Slab, size: int) -> tuple[int, int] | None:
         with slab.lock:
             offset = slab.end
             if size >= fmt.PAGE_ALIGNED_FROM_BYTES:
                 offset = -(-offset // fmt.PAGE_BYTES) * fmt.PAGE_BYTES
-            if offset + size > fmt.SLAB_BYTES or slab.records >= fmt.MAX_RECORDS:
+            if offset + size > self._slab_bytes or slab.records >= fmt.MAX_RECORDS:
                 return None
-            slab.end = _align(offset + size)
+            slab.end = fmt.align(offset + size)
             slab.records += 1
             slab.writing += 1
             return offset, slab.records - 1
@@ -339,30 +435,29 @@ class Slabs:
         self._space.settle(0, now - slab.allocated)
         slab.allocated = now
 
-    def _kill(self, number: int, offsets: list[int]) -> None:
-        """Flag the records of these frames dead, give their pages back, remove the slab with its last object."""
+    def _kill(self, number: int, frames: dict[int, int]) -> None:
+        """Flag the records of these frames (offset: size of the object) dead, give their pages back, and remove the slab
+        with its last object. Each frame is killed once, by whoever took its entry out. Raises OSError."""
         slab = self._slabs.get(number)
-        handle = (self._open.get(number) or self._open_slab(number)) if slab is not None else None
-        if slab is None:
+        if slab is None or not frames:
             return
         with slab.lock:
-            if handle is not None:
-                records = fmt.read_records(handle.file)
-                frames = _Frames(records)
-                for offset in offsets:
-                    at = frames.find(offset)
-                    if at is None or frames.dead[at]:
-                        continue
-                    handle.file.write_at([_DEAD], fmt.RECORDS_OFFSET + at * fmt.RECORD_BYTES + fmt.FLAG_OFFSET)
-                    frames.dead[at] = True
-                    slab.live -= 1
-                    slab.live_bytes -= int(frames.sizes[at])
-                for start, size in frames.holes(offsets, quiet=slab.writing == 0):
-                    handle.file.punch(start, size)
-            self._measure_locked(slab)
-            gone = slab.live == 0 and slab.writing == 0
-        if gone:
-            self._remove_if_empty(slab)
+            slab.live -= len(frames)
+            slab.live_bytes -= sum(fmt.frame_bytes(size, 0) for size in frames.values())
+            try:
+                handle = self._open.get(number) or self._open_slab(number)
+                if handle is not None:
+                    table = SlabTable(fmt.read_records(handle.file))
+                    for offset in frames:
+                        record = table.kill(offset)
+                        if record is not None:
+                            flag_offset = fmt.RECORDS_OFFSET + record * fmt.RECORD_BYTES + fmt.FLAG_OFFSET
+                            handle.file.write_at([_DEAD], flag_offset)
+                    for start, size in table.holes(frames, quiet=slab.writing == 0):
+                        handle.file.punch(start, size)
+            finally:
+                self._measure_locked(slab)
+        self._remove_if_empty(slab)
 
     def _remove_if_empty(self, slab: Slab) -> None:
         with self._lock, slab.lock:
@@ -374,85 +469,6 @@ class Slabs:
             self._open.pop(slab.number)
             slab.path.unlink(missing_ok=True)
             self._measure_locked(slab)
-
-
-class _Frames:
-    """The frames of a slab by their place. Records that are damaged, or were never written, are no frames."""
-
-    def __init__(self, records: fmt.Records) -> None:
-        whole = fmt.verify_records(records)
-        offsets = np.where(whole, records["unit"].astype(np.int64) * SLAB_UNIT_BYTES, 0)
-        self._order = np.argsort(offsets, kind="stable")
-        self._sorted = offsets[self._order]
-        self.sizes = np.where(whole, fmt.frame_sizes(records), 0)
-        self.dead = (records["flag"] == fmt.DEAD) | ~whole
-
-    def find(self, offset: int) -> int | None:
-        """The record number of the frame at `offset`."""
-        position = int(np.searchsorted(self._sorted, offset))
-        if position == len(self._sorted) or self._sorted[position] != offset:
-            return None
-        return int(self._order[position])
-
-    def holes(self, offsets: list[int], *, quiet: bool) -> list[tuple[int, int]]:
-        """Page-aligned ranges in which nothing lives any more, around the dead frames at `offsets`.
-
-        A page at the edge that a frame shares with neighbours goes too if all of them are dead. A gap between
-        frames may be one that is being written just now, unless the slab is `quiet`.
-        """
-        found: dict[int, int] = {}
-        for offset in offsets:
-            at = self.find(offset)
-            if at is None:
-                continue
-            start, end = offset, _align(offset + int(self.sizes[at]))
-            position = int(np.searchsorted(self._sorted, offset))
-            first = _page_up(self._dead_from(position, start, _page_down(start), quiet))
-            last = _page_down(self._dead_until(position, end, _page_up(end), quiet))
-            if last > first:
-                found[first] = max(last, found.get(first, 0))
-        return [(first, last - first) for first, last in found.items()]
-
-    def _dead_from(self, position: int, start: int, low: int, quiet: bool) -> int:
-        """How far down, at most to `low`, nothing lives before the dead frame at `position`."""
-        while start > low:
-            position -= 1
-            if position < 0:
-                return low if quiet else start
-            neighbour, offset = int(self._order[position]), int(self._sorted[position])
-            end = _align(offset + int(self.sizes[neighbour]))
-            if not quiet and end != start:
-                return start
-            if not self.dead[neighbour]:
-                return end
-            start = offset
-        return low
-
-    def _dead_until(self, position: int, end: int, high: int, quiet: bool) -> int:
-        """How far up, at most to `high`, nothing lives behind the dead frame at `position`."""
-        while end < high:
-            position += 1
-            if position == len(self._sorted):
-                return high if quiet else end
-            neighbour, offset = int(self._order[position]), int(self._sorted[position])
-            if not quiet and offset != end:
-                return end
-            if not self.dead[neighbour]:
-                return offset
-            end = _align(offset + int(self.sizes[neighbour]))
-        return high
-
-
-def _page_up(offset: int) -> int:
-    return -(-offset // fmt.PAGE_BYTES) * fmt.PAGE_BYTES
-
-
-def _page_down(offset: int) -> int:
-    return offset // fmt.PAGE_BYTES * fmt.PAGE_BYTES
-
-
-def _align(offset: int) -> int:
-    return -(-offset // SLAB_UNIT_BYTES) * SLAB_UNIT_BYTES
 
 
 def write_need_bytes(version: ObjectVersion) -> int:

@@ -1,7 +1,7 @@
 """How much a tier takes, and how much it may take.
 
     used + reserved <= capacity        at every moment
-    free on the file system >= ratio   as far as it is in our hands
+    free on the file system >= ratio   bytes and inodes, as far as it is in our hands
 
 Room is *reserved* before a write, with an upper bound of what the write can allocate; afterwards the reservation
 is exchanged for what the file system says was allocated (`st_blocks`). So the sum of real allocations never passes
@@ -16,6 +16,8 @@ import time
 from pathlib import Path
 
 REFRESH_S = 0.25
+# Kept back from ordinary writes: whoever makes room by moving bytes together needs a little first.
+SPARE_BYTES = 1024 * 1024
 # Files that must remain possible beyond the ratio: the two of a new object, and a slab.
 SPARE_INODES = 4
 
@@ -55,10 +57,10 @@ class Space:
         with self._lock:
             return self._room_locked()
 
-    def try_reserve(self, size_bytes: int) -> bool:
-        """Set room aside, if there is any. Give it back with `settle`."""
+    def try_reserve(self, size_bytes: int, *, spare: bool = False) -> bool:
+        """Set room aside, if there is any. Give it back with `settle`. `spare`: also the last bit (to make more room)."""
         with self._lock:
-            if self._room_locked() < size_bytes:
+            if self._room_locked() + (SPARE_BYTES if spare else 0) < size_bytes:
                 return False
             self._reserved += size_bytes
             self._disk_room -= size_bytes
@@ -71,6 +73,12 @@ class Space:
             self._used += allocated_bytes
             self._disk_room += reserved_bytes - allocated_bytes
 
+    def refresh(self) -> None:
+        """Ask the file system now."""
+        with self._lock:
+            self._refreshed_at = -REFRESH_S
+            self._refresh_locked()
+
     def disk_is_full(self) -> None:
         """The file system answered ENOSPC, whatever statvfs says: nothing is granted until the next refresh."""
         with self._lock:
@@ -80,13 +88,13 @@ class Space:
     def describe(self) -> str:
         """Why there is no room, in words."""
         with self._lock:
-            if self.capacity_bytes - self._used - self._reserved <= self._disk_room:
+            if self._room_locked() < self._disk_room or self._disk_room > 0:
                 return f"{self._used} of {self.capacity_bytes} bytes are used"
             return f"less than {self._ratio:.0%} of its disk would stay free"
 
     def _room_locked(self) -> int:
         self._refresh_locked()
-        return min(self.capacity_bytes - self._used - self._reserved, self._disk_room)
+        return min(self.capacity_bytes - SPARE_BYTES - self._used - self._reserved, self._disk_room)
 
     def _refresh_locked(self) -> None:
         now = time.monotonic()

@@ -35,6 +35,8 @@ log = logging.getLogger(__name__)
 
 # Small objects are evicted in groups, so that the table of a slab is read once for many of them.
 _EVICT_GROUP = 256
+# Entries that one writer evicts to have a file removed.
+_MOST_FOR_INODES = 1024
 
 
 def never_pinned(digest: bytes) -> bool:
@@ -225,6 +227,7 @@ class LocalTier:
             if small_object:
                 self._write_small(version, view)
             else:
+                self._require_inodes(version)
                 self._extents.write(version, offset, view)
         except OSError as error:
             failure = self._health.write_failed(error)
@@ -317,11 +320,11 @@ class LocalTier:
         self._health.check_writable()
 
     def _write_small(self, version: ObjectVersion, view: memoryview) -> None:
-        row = self._entries.begin(len(view))
+        row = self._entries.begin(version.digest, 0, len(view))
         if row is None:
             raise TierFull("the eviction policy keeps what is cached and admits nothing new")
         try:
-            location = self._slabs.write(version, view, row)
+            location = self._slabs.write(version, view)
         except BaseException:
             self._entries.abandon(row)
             raise
@@ -364,14 +367,38 @@ class LocalTier:
                 promised += small_parts(victim.location)[2]
                 if len(group) == _EVICT_GROUP or self._space.room_bytes() + promised >= room_bytes:
                     taken, group, promised = group, [], 0
-                    self._evicted += len(taken)
-                    self._slabs.free(taken, self._on_evict)
-            self._evicted += len(group)
-            self._slabs.free(group, self._on_evict)
+                    self._free_small(taken)
+            self._free_small(group)
         except OSError as error:
             self._health.write_failed(error)
         finally:
             self._evicted_bytes += max(before - self._space.used_bytes, 0)
+
+    def _free_small(self, removed: list[Victim]) -> None:
+        self._slabs.free(removed, self._on_evict)
+        self._evicted += len(removed)
+        self._slabs.compact()
+
+    def _require_inodes(self, version: ObjectVersion) -> None:
+        """Make sure that a file may be added for a large object, evicting others' files if it must be. Raises TierFull."""
+        if not self._space.inodes_short or self._extents.has_files(version):
+            return
+        with self._evict_lock:
+            files = self._extents.count
+            for _ in range(_MOST_FOR_INODES):
+                victim = self._entries.next_victim()
+                if victim is None or self._extents.count < files:
+                    break
+                if is_block(victim.location):
+                    self._evicted += self._extents.evict(victim, self._on_evict)
+                elif self._entries.remove(victim.row, victim.location):
+                    self._free_small([victim])
+            self._space.refresh()
+        if self._space.inodes_short:
+            raise TierFull(
+                f"too few inodes are free on the disk of the {self.options.name} tier at {self.options.folder}",
+                remedy="remove files from that disk, or lower the free-space ratio",
+            )
 
     def _recover(self) -> None:
         for path in (self._folder.path, self._folder.slabs, self._folder.extents):

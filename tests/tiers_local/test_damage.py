@@ -1,0 +1,273 @@
+"""Whatever happens to the files of a tier, a reader gets the right bytes or none."""
+
+import json
+import os
+import random
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from forebay.errors import TierError, TierFailed, TierInUse
+from forebay.tests.tiers_local.content import content_of, version_of
+from forebay.tests.tiers_local.policies import RandomPolicy
+from forebay.tiers.local import LocalTier, TierOptions
+from forebay.tiers.version import CHUNK_BYTES, ObjectVersion
+
+MIB = 1024 * 1024
+VERSIONS = [version_of(f"k{i}", size) for i, size in enumerate([10, 5000, 40_000, 110_000, 600_000, 3 * MIB + 77])]
+
+
+class Folder:
+    """A folder with objects in it, and ways to open it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.tier = self.open()
+        for version in VERSIONS:
+            self.tier.write(version, 0, content_of(version))
+
+    def open(self) -> LocalTier:
+        options = TierOptions("ssd", self.path, 64 * MIB, free_space_ratio=0.0, owner="the mount at /mnt/x")
+        self.tier = LocalTier.open(options, RandomPolicy())
+        return self.tier
+
+    def files(self) -> list[Path]:
+        return sorted(p for p in self.path.rglob("*") if p.is_file() and p.suffix in (".data", ".map", ".slab"))
+
+    def check(self) -> int:
+        """Read everything in several ways; the number of objects that are there as a whole."""
+        whole = 0
+        for version in VERSIONS:
+            data = content_of(version)
+            for offset in range(0, version.size, CHUNK_BYTES):
+                found = self.tier.read(version, offset, 5000)
+                assert found is None or found == data[offset : offset + 5000]
+            found = self.tier.read(version, 0, version.size)
+            assert found is None or found == data
+            whole += found is not None
+            # After a miss the tier says what to fetch: a reader that fetches it must get on.
+            gaps = self.tier.missing(version, 0, version.size)
+            assert (found is None) == bool(gaps)
+        return whole
+
+    def heal(self) -> None:
+        """Bring in again what is missing, as the cache does; then all must be there."""
+        for version in VERSIONS:
+            data = content_of(version)
+            for offset, size in self.tier.missing(version, 0, version.size):
+                self.tier.write(version, offset, data[offset : offset + size])
+        assert self.check() == len(VERSIONS)
+        self.tier.validate()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[Folder]:
+    made = Folder(tmp_path / "tier")
+    yield made
+    made.tier.close()
+
+
+def flip(path: Path, offset: int) -> None:
+    with path.open("r+b") as file:
+        if os.lseek(file.fileno(), offset, os.SEEK_DATA) != offset:
+            return  # a hole has no bits
+        file.seek(offset)
+        byte = file.read(1)
+        file.seek(offset)
+        file.write(bytes([byte[0] ^ 0x10]))
+
+
+def places(path: Path) -> list[int]:
+    """Offsets that mean something: headers, tables, checksums, data, and the end."""
+    size = path.stat().st_size
+    near_start = [0, 9, 20, 33, 60, 100, 4096, 4100, 4121, 4122, 4124, 4130, 4096 + 8 * 50]
+    slab = [2 * MIB + x for x in (0, 5, 20, 33, 41, 49, 60, 5200, 9000, 60_000, 300_000)] if size > 2 * MIB else []
+    return [p for p in {*near_start, *slab, size // 2, size // 3, size - 1} if p < size]
+
+
+@pytest.mark.parametrize("reopen", [False, True])
+def test_bits_flipped_anywhere(folder: Folder, reopen: bool) -> None:
+    harmful = 0
+    for path in folder.files():
+        for offset in places(path):
+            flip(path, offset)
+            if reopen:
+                folder.tier.close()
+                folder.open()
+            lost = folder.check() < len(VERSIONS)
+            harmful += lost
+            if lost:
+                assert folder.tier.stats().corrupt
+            folder.heal()
+            if not path.exists():
+                break
+    assert harmful > 10, "hardly a flip was noticed"
+
+
+@pytest.mark.parametrize("reopen", [False, True])
+@pytest.mark.parametrize("size", [0, 10, 4096, 4200, 2 * MIB + 100, 2 * MIB + 70_000])
+def test_files_cut_short(folder: Folder, size: int, reopen: bool) -> None:
+    for path in folder.files():
+        if path.exists() and path.stat().st_size > size:
+            with path.open("r+b") as file:
+                file.truncate(size)
+            if reopen:
+                folder.tier.close()
+                folder.open()
+            folder.check()
+            folder.heal()
+
+
+@pytest.mark.parametrize("reopen", [False, True])
+@pytest.mark.parametrize("suffix", [".data", ".map", ".slab"])
+def test_files_deleted_underneath(folder: Folder, suffix: str, reopen: bool) -> None:
+    for path in folder.files():
+        if path.suffix == suffix:
+            path.unlink()
+    if reopen:
+        folder.tier.close()
+        folder.open()
+        assert folder.check() < len(VERSIONS)
+        folder.heal()
+    else:
+        # What is open stays readable; what is written now must be there after a restart, or be a miss.
+        folder.check()
+        for version in VERSIONS:
+            folder.tier.drop(version)
+            folder.tier.write(version, 0, content_of(version))
+        folder.check()
+        folder.tier.close()
+        folder.open()
+        folder.check()
+        folder.heal()
+
+
+def test_the_whole_folder_deleted_underneath(folder: Folder) -> None:
+    for name in ("slabs", "extents"):
+        shutil.rmtree(folder.path / name)
+    folder.check()
+    for i in range(3):
+        version = version_of(f"new{i}", 2 * MIB)
+        with pytest.raises(TierFailed):
+            folder.tier.write(version, 0, content_of(version))
+    assert not folder.tier.stats().writable
+
+
+def test_files_of_two_objects_exchanged(folder: Folder) -> None:
+    twin = version_of("twin", VERSIONS[-1].size, "other")
+    folder.tier.write(twin, 0, content_of(twin))
+    folder.tier.close()
+    for suffix in (".data", ".map"):
+        first, second = [p for p in folder.files() if p.suffix == suffix]
+        aside = first.with_suffix(".aside")
+        first.rename(aside)
+        second.rename(first)
+        aside.rename(second)
+    folder.open()
+    folder.check()
+    assert folder.tier.read(twin, 0, 100) is None
+    folder.heal()
+
+
+def test_only_the_data_of_two_objects_exchanged(folder: Folder) -> None:
+    twin = version_of("twin", VERSIONS[-1].size, "other")
+    folder.tier.write(twin, 0, content_of(twin))
+    folder.tier.close()
+    first, second = [p for p in folder.files() if p.suffix == ".data"]
+    first.write_bytes(second.read_bytes())
+    folder.open()
+    folder.check()
+    folder.heal()
+
+
+def test_random_garbage_in_every_file(folder: Folder) -> None:
+    choose = random.Random(3)
+    for _ in range(10):
+        for path in folder.files():
+            size = path.stat().st_size
+            with path.open("r+b") as file:
+                for _ in range(4):
+                    file.seek(choose.randrange(size))
+                    file.write(choose.randbytes(choose.choice([1, 16, 5000])))
+        folder.check()
+        folder.tier.close()
+        folder.open()
+        folder.check()
+        folder.heal()
+
+
+GARBAGE: list[bytes] = [
+    b"",
+    b"\xff\xfe{",
+    b"[]",
+    b'{"name": "x"}',
+    b'{"name": "forebay tier", "version": "1"}',
+    b"null",
+]
+
+
+@pytest.mark.parametrize("content", GARBAGE)
+def test_a_damaged_format_file_starts_afresh(folder: Folder, content: bytes, caplog: pytest.LogCaptureFixture) -> None:
+    folder.tier.close()
+    (folder.path / "format").write_bytes(content)
+    (folder.path / "notes.txt").write_text("not ours")
+    folder.open()
+    assert folder.check() == 0
+    assert "starting afresh" in caplog.text
+    assert (folder.path / "notes.txt").read_text() == "not ours"
+    folder.heal()
+
+
+def test_a_newer_format_is_refused_and_left_alone(folder: Folder) -> None:
+    folder.tier.close()
+    format_file = folder.path / "format"
+    saved = json.loads(format_file.read_text())
+    format_file.write_text(json.dumps({**saved, "version": 99}))
+    with pytest.raises(TierError, match=r"format 99.*newer forebay"):
+        folder.open()
+    format_file.write_text(json.dumps(saved))
+    folder.open()
+    assert folder.check() == len(VERSIONS)
+
+
+def test_folders_that_are_not_ours_are_not_touched(tmp_path: Path) -> None:
+    theirs = tmp_path / "home" / "slabs"
+    theirs.mkdir(parents=True)
+    (theirs / "thesis").write_text("years of work")
+    with pytest.raises(TierError, match="not a cache's"):
+        LocalTier.open(TierOptions("ssd", tmp_path / "home", 64 * MIB), RandomPolicy())
+    assert (theirs / "thesis").exists()
+
+
+def test_a_folder_in_use_is_refused_and_its_holder_named(folder: Folder) -> None:
+    with pytest.raises(TierInUse, match=r"in use by process \d+ .*the mount at /mnt/x, since 20"):
+        Folder(folder.path)
+    folder.tier.close()
+    folder.open()
+
+
+def test_a_file_in_place_of_the_folder(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(TierFailed, match="cannot use cache folder"):
+        LocalTier.open(TierOptions("ssd", tmp_path / "file", 64 * MIB), RandomPolicy())
+
+
+Wrong = Callable[[ObjectVersion], ObjectVersion]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda v: ObjectVersion(v.store, v.key, "other", v.size),
+        lambda v: ObjectVersion(v.store, v.key + "x", v.etag, v.size),
+        lambda v: ObjectVersion("s3://elsewhere", v.key, v.etag, v.size),
+        lambda v: ObjectVersion(v.store, v.key, v.etag, v.size, "v1"),
+        lambda v: ObjectVersion(v.store, v.key, v.etag, v.size + 1),
+    ],
+)
+def test_another_version_is_never_served(folder: Folder, wrong: Wrong) -> None:
+    for version in VERSIONS:
+        assert folder.tier.read(wrong(version), 0, 10) is None
+        assert folder.tier.cached_bytes(wrong(version)) == 0
