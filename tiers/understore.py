@@ -99,7 +99,8 @@ class UnderStore(Protocol):
     ) -> ObjectInfo:
         """Server-side copy of exactly this version to `key` (any size, also onto itself); raises like `get_range`.
 
-        The user metadata of the source goes along, unless `metadata` replaces it. `if_match` and `if_absent` speak of
+        The source may be in another bucket of the same S3 service; UsageError when the service cannot do it by itself.
+        The user metadata of the source goes along (above 5 GiB only within a bucket), unless `metadata` replaces it. `if_match` and `if_absent` speak of
         what is under `key` before, as in `put`.
         """
         ...

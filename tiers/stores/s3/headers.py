@@ -4,7 +4,7 @@ import time
 from collections.abc import Mapping
 from email.utils import parsedate_to_datetime
 
-from ....errors import StoreCorrupt
+from ....errors import StoreCorrupt, UsageError
 from ...understore import ObjectInfo
 from ...version import ObjectVersion
 from .listing import plain_etag
@@ -23,8 +23,12 @@ def condition_headers(if_match: str | None, if_absent: bool) -> dict[str, str]:
     return {"If-Match": f'"{if_match}"'} if if_match is not None else {}
 
 
-def copy_headers(bucket: str, source: ObjectVersion, metadata: Mapping[str, str] | None = None) -> dict[str, str]:
-    """The source of a copy, that it must be exactly this version, and the metadata that replaces its own (if any)."""
+def copy_headers(store_id: str, source: ObjectVersion, metadata: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The source of a copy into store `store_id`, that it must be exactly this version, and the metadata that replaces
+    its own (if any). The source may be in another bucket of the service; raises UsageError for another service."""
+    bucket, _, service = source.store.removeprefix("s3://").partition("@")
+    if not source.store.startswith("s3://") or service != store_id.partition("@")[2]:
+        raise UsageError(f"{store_id} cannot copy from {source.store} by itself: that is another service")
     name = f"/{bucket}/{encode_key(source.key)}"
     if source.version_id is not None:
         name += f"?versionId={source.version_id}"

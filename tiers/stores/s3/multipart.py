@@ -52,7 +52,7 @@ class S3Multipart:
     ) -> UploadedPart:
         query = (("partNumber", str(number)), ("uploadId", upload_id))
         headers = {
-            **copy_headers(self._login.bucket, source),
+            **copy_headers(self._login.store_id, source),
             "x-amz-copy-source-range": f"bytes={offset}-{offset + size - 1}",
         }
 

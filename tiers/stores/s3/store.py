@@ -139,7 +139,7 @@ class S3Store(S3Multipart):
     ) -> ObjectInfo:
         if source.size > MAX_COPY_BYTES:
             return await self._copy_in_parts(source, key, metadata, if_match, if_absent)
-        headers = {**copy_headers(self._login.bucket, source, metadata), **condition_headers(if_match, if_absent)}
+        headers = {**copy_headers(self.id, source, metadata), **condition_headers(if_match, if_absent)}
         is_conditional = if_match is not None or if_absent
         unsure = False
 
@@ -157,7 +157,7 @@ class S3Store(S3Multipart):
                 unsure = True
                 raise
             except ObjectNotFound as error:
-                raise ObjectNotFound(f"{self.id}: no object {source.key!r}") from error
+                raise ObjectNotFound(f"{source.store}: no object {source.key!r}") from error
             etag = plain_etag(text_of(result_of(reply, "CopyObjectResult"), "ETag"))
             return written_info(key, source.size, etag, reply.headers, metadata or {})
 
@@ -321,7 +321,8 @@ class S3Store(S3Multipart):
     ) -> ObjectInfo:
         """For objects above what S3 copies in one request."""
         if metadata is None:
-            info = await self.head(source.key, version_id=source.version_id)
+            own = source.store == self.id
+            info = await self.head(source.key, version_id=source.version_id) if own else None
             metadata = info.metadata if info is not None else {}
         upload_id = await self.create_upload(key, metadata=metadata)
         try:
