@@ -32,6 +32,10 @@ class Transport(Protocol):
 
     def gauges(self) -> Mapping[str, int]: ...
 
+    def give_up(self) -> None:
+        """Stop waiting for any I/O: the connection was aborted, and nobody waits for the replies."""
+        ...
+
     async def close(self) -> None:
         """Let go of everything. After `ended`, or when nothing is to be saved any more."""
         ...
@@ -81,6 +85,9 @@ class Pyfuse3Transport:
 
     def gauges(self) -> Mapping[str, int]:
         return self._operations.gauges()
+
+    def give_up(self) -> None:
+        self._operations.give_up()
 
     async def close(self) -> None:
         if self._task is not None:
