@@ -177,7 +177,8 @@ def main() -> None:
         transport=arguments.transport, lane_threads=arguments.threads, read_ahead_bytes=arguments.read_ahead_kib * 1024
     )
     if arguments.serve:
-        asyncio.run(serve(*arguments.serve, options))
+        folder, where = arguments.serve
+        asyncio.run(serve(folder, where, options))
         return
     base = Path(tempfile.mkdtemp(prefix="forebay-micro-", dir="/dev/shm"))
     mountpoint = base / "mnt"
