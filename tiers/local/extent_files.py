@@ -20,6 +20,7 @@ from ..version import CHUNK_BYTES, DIGEST_BYTES, ObjectVersion
 from . import identity
 from .checksum import header_sum, seed_of
 from .files import BLOCK_UNIT_BYTES, OpenCache, OpenFile, Recent
+from .space import Space
 
 MAP_MAGIC = b"FBEXTMAP"
 MAP_VERSION = 1
@@ -68,8 +69,9 @@ class Extent(Recent):
 class ExtentFiles:
     """The folder of extent files: opens, makes and removes them, and keeps a bounded number open."""
 
-    def __init__(self, folder: Path, max_open: int) -> None:
+    def __init__(self, folder: Path, space: Space, max_open: int) -> None:
         self._folder = folder
+        self._space = space
         self._open: OpenCache[bytes, Extent] = OpenCache(max_open)
         self._locks = [threading.Lock() for _ in range(256)]
         self.get = self._open.get
@@ -85,8 +87,8 @@ class ExtentFiles:
             return extent
         data_path, map_path = self._paths(digest)
         try:
-            map_file = OpenFile(map_path, os.O_RDWR)
-            data = OpenFile(data_path, os.O_RDWR)
+            map_file = OpenFile(map_path)
+            data = OpenFile(data_path)
         except FileNotFoundError:
             return None
         read = read_header(map_file, digest)
@@ -97,20 +99,28 @@ class ExtentFiles:
         self._open.put(digest, extent)
         return extent
 
-    def create_locked(self, version: ObjectVersion) -> tuple[Extent, int]:
-        """New files, with nothing present; also the bytes that making them allocated."""
+    def create_locked(self, version: ObjectVersion) -> Extent:
+        """New files, with nothing present. Their folder's growth is accounted for here, they themselves are not.
+
+        Raises OSError, and leaves nothing then."""
         data_path, map_path = self._paths(version.digest)
         folder = data_path.parent
         before = _allocated(folder)
-        folder.mkdir(exist_ok=True)
-        data = OpenFile(data_path, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
-        map_file = OpenFile(map_path, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
-        os.ftruncate(data.fd, version.size)
-        header = pack_header(version)
-        map_file.write_at([header], 0)
+        try:
+            folder.mkdir(exist_ok=True)
+            data = OpenFile(data_path, os.O_CREAT | os.O_TRUNC)
+            map_file = OpenFile(map_path, os.O_CREAT | os.O_TRUNC)
+            os.ftruncate(data.fd, version.size)
+            header = pack_header(version)
+            map_file.write_at([header], 0)
+        except OSError:
+            self.remove_locked(version.digest)
+            raise
+        finally:
+            self._space.settle(0, _allocated(folder) - before)
         extent = Extent(version, data, map_file, len(header))
         self._open.put(version.digest, extent)
-        return extent, _allocated(folder) - before + extent.allocated()
+        return extent
 
     def remove_locked(self, digest: bytes) -> int:
         """Unlink the files; the bytes that they had allocated."""
@@ -132,6 +142,11 @@ class ExtentFiles:
                     continue
                 if len(digest) == DIGEST_BYTES:
                     yield digest
+
+    def is_unfinished(self, digest: bytes) -> bool:
+        """Whether only one of the files is there, or an empty map: they were being made, or removed, when we stopped."""
+        data_path, map_path = self._paths(digest)
+        return not data_path.exists() or not map_path.exists() or map_path.stat().st_size == 0
 
     def folders_allocated(self) -> int:
         """Bytes that the folders of the files (not the files) allocate."""

@@ -140,33 +140,31 @@ class Extents:
         extent = self._files.get(version.digest) or self._open(version)
         return extent.data if extent is not None else None
 
-    def has_files(self, version: ObjectVersion) -> bool:
-        """Whether anything of this object is here, so that bringing more in makes no new file."""
+    def has_rows(self, version: ObjectVersion) -> bool:
+        """Whether any block of this object is here; then its files are too."""
         return any(self._entries.find(version.digest, block) != NOT_FOUND for block in range(version.block_count))
 
     # --- Changing: under the lock of the file. ---
 
-    def write(self, version: ObjectVersion, offset: int, data: Buffer) -> int:
-        """Bring chunks in; the bytes newly allocated. Raises OSError, or TierFull if the policy does not want them."""
+    def write(self, version: ObjectVersion, offset: int, data: Buffer) -> None:
+        """Bring chunks in. Raises OSError, or TierFull if the policy does not want them."""
         view = memoryview(data)
-        allocated = 0
         with self._files.lock(version.digest):
             extent = self._files.open_locked(version.digest)
+            before = 0
             if extent is None:
                 known = self._forget_locked(version)
-                allocated -= self._files.remove_locked(version.digest)
-                extent, grown = self._files.create_locked(version)
-                allocated += grown
+                self._space.settle(0, -self._files.remove_locked(version.digest))
+                extent = self._files.create_locked(version)
                 self.count += not known
-            before = extent.allocated()
+            else:
+                before = extent.allocated()
             try:
                 for block, piece_offset, length in split_by_block(offset, len(view)):
                     piece = view[piece_offset - offset : piece_offset - offset + length]
                     self._write_block_locked(extent, block, piece_offset // CHUNK_BYTES, piece)
             finally:
-                allocated += extent.allocated() - before
-                self._space.settle(0, allocated)
-        return allocated
+                self._space.settle(0, extent.allocated() - before)
 
     def _write_block_locked(self, extent: Extent, block: int, first: int, piece: memoryview) -> None:
         count = -(-len(piece) // CHUNK_BYTES)
@@ -233,7 +231,8 @@ class Extents:
             with self._files.lock(digest):
                 extent = self._files.open_locked(digest)
                 if extent is None:
-                    self._health.found_corrupt(f"extent files {digest.hex()}")
+                    if not self._files.is_unfinished(digest):
+                        self._health.found_corrupt(f"the map of extent files {digest.hex()}")
                     self._files.remove_locked(digest)
                     continue
                 found = self._recover_blocks(extent)
@@ -263,6 +262,23 @@ class Extents:
             (*key_of(extent.digest, block), block_location(block, int(counts[block])), int(counts[block]) * CHUNK_BYTES)
             for block in np.flatnonzero(counts).tolist()
         ]
+
+    def reclaim(self) -> None:
+        """Free what a failed write or eviction left behind: bytes of blocks that have no row. Raises OSError."""
+        for digest in self._files.digests():
+            with self._files.lock(digest):
+                extent = self._files.open_locked(digest)
+                if extent is None or not self.has_rows(extent.version):
+                    self._space.settle(0, -self._files.remove_locked(digest))
+                    continue
+                before = extent.allocated()
+                try:
+                    for block in range(extent.version.block_count):
+                        if self._entries.find(digest, block) == NOT_FOUND:
+                            self._clear_locked(extent, block)
+                finally:
+                    self._space.settle(0, extent.allocated() - before)
+        self.count = sum(1 for _ in self._files.digests())
 
     def validate(self) -> None:
         """The rows say what the maps say; nobody may be writing."""
@@ -360,7 +376,7 @@ class Extents:
         before = extent.allocated()
         self._clear_locked(extent, block)
         after = extent.allocated()
-        if extent.data.allocated() <= _EMPTY_FILE_BYTES and not self.has_files(extent.version):
+        if extent.data.allocated() <= _EMPTY_FILE_BYTES and not self.has_rows(extent.version):
             self.count -= 1
             return before - after + self._files.remove_locked(extent.digest)
         return before - after

@@ -45,7 +45,8 @@ class TierFolder:
         try:
             path.mkdir(parents=True, exist_ok=True, mode=0o700)
             was_tier = (path / LOCK_FILE).exists()
-            self._lock_fd = os.open(path / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            # Open for reading only: a lock does not keep anybody from making the file system read-only.
+            self._lock_fd = os.open(path / LOCK_FILE, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
             raise _unusable(path, error) from error
         try:
@@ -78,8 +79,7 @@ class TierFolder:
             "since": time.strftime("%Y-%m-%d %H:%M:%S"),
             "owner": owner,
         }
-        os.ftruncate(self._lock_fd, 0)
-        os.pwrite(self._lock_fd, json.dumps(holder).encode(), 0)
+        (self.path / LOCK_FILE).write_text(json.dumps(holder) + "\n")
 
     def _check_format(self, was_tier: bool) -> None:
         ours = [folder for folder in (self.slabs, self.extents) if folder.exists()]
