@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from forebay.fuse_mount.options import MountOptions
 from forebay.tests.fuse.conftest import MountIt, Transport
 from forebay.tests.support.fuse import WAIT_S, need_fuse, served, until
 from forebay.tests.support.mount_process import CONTENT, mount_process
+from forebay.tests.support.servers import unavailable
 from forebay.tests.support.static_view import MemoryCache, StaticView
 
 
@@ -87,6 +89,25 @@ def test_without_the_device(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     monkeypatch.setattr(mounting, "DEVICE", "/dev/no-such-fuse")
     with pytest.raises(MountError, match=r"there is no /dev/no-such-fuse; load the kernel module"):
         mount_here(tmp_path)
+
+
+def test_mounted_by_the_helper(monkeypatch: pytest.MonkeyPatch, mountpoint: Path, transport: Transport) -> None:
+    """The way of those who are not root: fusermount3 mounts and unmounts."""
+    if shutil.which("fusermount3") is None:
+        unavailable("fusermount3 is not installed (package fuse3)")
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    view = StaticView({b"a": b"1"})
+    source = "test://with,comma\\and space"
+    with served(view, MemoryCache(view), mountpoint, MountOptions(transport=transport), source=source):
+        assert (mountpoint / "a").read_bytes() == b"1"
+        entry = mounted_at(str(mountpoint))
+        assert entry is not None
+        assert (entry.fstype, entry.source) == ("fuse.forebay", source)
+        with (mountpoint / "a").open("rb"), pytest.raises(MountError, match="busy"):
+            detach(mountpoint)
+    assert mounted_at(str(mountpoint)) is None
+    with pytest.raises(MountError, match="cannot be mounted"):
+        mounting._mount_by_helper(str(mountpoint / "missing"), source, MountOptions())
 
 
 def test_a_kernel_too_old_for_the_lane_is_served_through_libfuse(
