@@ -22,6 +22,7 @@ from collections.abc import Callable, Coroutine
 from types import CoroutineType
 from typing import Any, Protocol
 
+from ..tiers.understore import Buffer
 from .boundary import Boundary
 from .options import MountOptions
 from .readonly import Handler, Reply
@@ -172,7 +173,8 @@ class Lane:
     def _serve(self, index: int) -> None:
         try:
             self._read_requests(index)
-        except Exception:
+        except BaseException:
+            # Nothing above this thread would hear of it.
             log.exception("a lane thread of the mount failed; the others go on")
         finally:
             with self._alive_lock:
@@ -237,12 +239,22 @@ class Lane:
         try:
             os.writev(self._device, (OUT_HEADER.pack(OUT_HEADER.size + len(reply), 0, unique), reply))
         except OSError as error:
-            take_back = self._undelivered.get(operation)
-            if take_back is not None:
-                take_back(memoryview(reply))
+            self._take_back(operation, reply)
             if error.errno not in _GONE:
                 log.error("the kernel refused the reply to %s of inode %d: %s", _name(operation), ino, error.strerror)
                 self._write_error(unique, errno.EIO)
+        except Exception:
+            log.exception("the reply to %s of inode %d cannot be sent", _name(operation), ino)
+            self._write_error(unique, errno.EIO)
+
+    def _take_back(self, operation: int, reply: Buffer) -> None:
+        take_back = self._undelivered.get(operation)
+        if take_back is None:
+            return
+        try:
+            take_back(memoryview(reply))
+        except Exception:
+            log.exception("a reply to %s that nobody took could not be taken back", _name(operation))
 
     def _write_error(self, unique: int, code: int) -> None:
         try:

@@ -53,7 +53,11 @@ def _answered(
         except FUSEError:
             raise
         except (Exception, asyncio.CancelledError) as error:
-            raise FUSEError(self.boundary.errno_of(error, method.__name__, ino)) from None
+            code = self.boundary.errno_of(error, method.__name__, ino)
+            # The task goes on to the next request, which nobody gave up.
+            while task.cancelling():
+                task.uncancel()
+            raise FUSEError(code) from None
         finally:
             self._answering.discard(task)
 

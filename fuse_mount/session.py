@@ -118,9 +118,9 @@ class Mount:
             return
         self._closed = True
         ended = self._transport.ended
-        if not ended.done():
-            busy = await self._detach()
-            await asyncio.wait({ended}, timeout=grace_s if busy else _ABORTED_WAIT_S)
+        # Also when serving has ended: if it broke off, the mount is still in the table, and dead.
+        busy = await self._detach()
+        await asyncio.wait({ended}, timeout=grace_s if busy else _ABORTED_WAIT_S)
         if not ended.done():
             log.warning("%s is still in use; aborting it", self.mountpoint)
             await self._abort()
@@ -206,8 +206,13 @@ async def _serve_with(
     device = await asyncio.to_thread(attach, path, source, options)
     try:
         transport = kind(device, view, reads, Xattrs(view, facts), boundary, options)
-    except BaseException:
-        await asyncio.to_thread(detach, path, force=True)
+    except BaseException as error:
+        os.close(device)
+        await asyncio.to_thread(detach, path, lazy=True)
+        if isinstance(error, ImportError):
+            raise MountError(
+                f"pyfuse3 cannot be used: {error}", remedy="install it, or choose the transport lane"
+            ) from error
         raise
     transport.start()
     try:

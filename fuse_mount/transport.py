@@ -1,7 +1,6 @@
 """The two ways to serve a connection, behind one protocol: the lane, and libfuse through pyfuse3."""
 
 import asyncio
-import os
 from collections.abc import Mapping
 from typing import Protocol
 
@@ -15,7 +14,7 @@ from .xattrs import Xattrs
 
 
 class Transport(Protocol):
-    """Serves one mounted connection and owns its descriptor. All calls on the event loop.
+    """Serves one mounted connection and owns its descriptor, once made. All calls on the event loop.
 
     `ready` is done when the kernel has agreed on the protocol, or fails with OSError(EPROTO); `ended` when the mount is gone.
     """
@@ -69,11 +68,7 @@ class Pyfuse3Transport:
         self.ready: asyncio.Future[None] = loop.create_future()
         self.ended: asyncio.Future[None] = loop.create_future()
         self._operations = ReadOnlyOperations(view, reads, xattrs, boundary, options, self._be_ready)
-        try:
-            self._session = Session(device, self._operations)
-        except BaseException:
-            os.close(device)
-            raise
+        self._session = Session(device, self._operations)
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:

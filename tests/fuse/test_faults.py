@@ -13,6 +13,7 @@ import pytest
 
 from forebay import errors
 from forebay.fuse_mount.boundary import Boundary
+from forebay.fuse_mount.mount_table import mounted_at
 from forebay.tests.fuse.conftest import MountIt
 from forebay.tests.support.fuse import WAIT_S, until
 from forebay.tests.support.static_view import MemoryCache, StaticView
@@ -238,3 +239,41 @@ def test_more_waiting_readers_than_slots(mount_it: MountIt) -> None:
     mounted.call(cache.gate.set)
     output, _ = reader.communicate(timeout=WAIT_S)
     assert output == "1" * 40
+
+
+@pytest.mark.parametrize("transport", ["lane"])
+def test_a_lane_that_breaks_off_leaves_no_mount_behind(mount_it: MountIt) -> None:
+    """SystemExit is what nothing in a lane catches. Each ends one of the threads; the askers get an error in the end."""
+    view = StaticView({b"file": b"1"})
+    mounted = mount_it(view, lane_threads=2)
+
+    def broken(operation: str, path: bytes) -> None:
+        if path.startswith(b"break"):
+            raise SystemExit
+
+    view.before = broken
+    askers = [
+        subprocess.Popen(
+            ["stat", mounted.path / f"break-{index}"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        for index in range(2)
+    ]
+    mounted.run(mounted.mount.wait_unmounted())
+    mounted.run(mounted.mount.unmount())
+    assert mounted_at(str(mounted.path)) is None
+    for asker in askers:
+        assert asker.wait(WAIT_S) == 1
+
+
+def test_a_cancellation_from_within_is_no_interrupt() -> None:
+    async def read() -> int:
+        boundary = Boundary(lambda ino: "/")
+        inner = asyncio.ensure_future(asyncio.Event().wait())
+        inner.cancel()
+        try:
+            await inner
+        except asyncio.CancelledError as error:
+            return boundary.errno_of(error, "read", 1)
+        return 0
+
+    assert asyncio.run(read()) == errno.EIO
