@@ -15,11 +15,13 @@ from .locate import Location, Locator
 from .merge import Conflict, Conflicts, MergeConflict
 from .metastore import DatasetRecord, LeaseRecord, MetaStore, open_meta
 from .names import RefName, parse_ref
+from .object_listing import blocking
+from .relabel import LabelChange, label_place
 from .repository import Edited, Imported, Repository, open_repository
 from .selection import Selection
 from .snapshot import Snapshot
 from .split import Split
-from .writing import Made, Note
+from .writing import Made, Note, command_line
 
 __all__ = [
     "DIFF_SCHEMA",
@@ -39,6 +41,7 @@ __all__ = [
     "Hold",
     "ImportProgress",
     "Imported",
+    "LabelChange",
     "LeaseRecord",
     "Location",
     "Locator",
@@ -56,7 +59,10 @@ __all__ = [
     "Split",
     "Statistics",
     "batch_of",
+    "blocking",
+    "command_line",
     "entries_of",
+    "label_place",
     "open_meta",
     "open_repository",
     "parse_ref",

@@ -13,7 +13,7 @@ when that turns out wrong. A pipe, or a manifest whose objects have to be looked
 import contextlib
 import json
 import os
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -24,11 +24,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..errors import ManifestError
-from ..tiers.understore import ObjectInfo
+from ..tiers.understore import ListPage, ObjectInfo
 from .entries import ENTRY_SCHEMA
 from .locate import Location, Locator, UrlMap
 from .manifest import LineFault, ManifestParser, ParsedBlock
 from .manifest_source import ManifestSource
+from .object_listing import ListingParser
 from .path_order import FilesAsFolders
 from .sorting import in_path_order, is_sorted_after
 
@@ -85,7 +86,8 @@ class ManifestOptions:
 class Rejects:
     """What becomes of lines that cannot be used. A context manager; the file is made with the first rejected line."""
 
-    def __init__(self, source_name: str, on_error: OnError, path: Path | None) -> None:
+    def __init__(self, source_name: str, on_error: OnError, path: Path | None, *, unit: str = "line") -> None:
+        self._unit = unit
         self._source_name = source_name
         self._on_error = on_error
         self._path = path
@@ -105,8 +107,8 @@ class Rejects:
         """Raises ManifestError when the import stops at errors."""
         if self._on_error == "stop":
             raise ManifestError(
-                f"{self._source_name}, line {fault.line}: {fault.reason}",
-                remedy="correct the line, or skip lines like it with --on-error skip",
+                f"{self._source_name}, {self._unit} {fault.line}: {fault.reason}",
+                remedy=f"correct it, or leave out every {self._unit} like it with --on-error skip",
             )
         self.count += 1
         if self._path is None:
@@ -114,7 +116,7 @@ class Rejects:
         try:
             if self._file is None:
                 self._file = self._path.open("w", encoding="utf-8", errors="surrogateescape")
-            record = {"line": fault.line, "reason": fault.reason, "text": fault.text}
+            record = {self._unit: fault.line, "reason": fault.reason, "text": fault.text}
             self._file.write(json.dumps(record, ensure_ascii=True) + "\n")
         except OSError as error:
             raise ManifestError(
@@ -161,15 +163,14 @@ class ManifestImport:
         ):
             self.progress = ImportProgress(total_bytes=source.total_bytes)
             lines = self._parsed(source, rejects)
-            if spool:
-                lines = in_path_order(lines, folder=options.spool_folder)
-            else:
-                lines = self._assumed_sorted(lines)
-            for batch in _without_clashes(lines, rejects):
-                complete = _looked_up(batch, options.resolve, rejects)
-                self.progress.entries += complete.num_rows
-                self._report(source, rejects)
-                yield complete.select(ENTRY_SCHEMA.names)
+            ordered = in_path_order(lines, folder=options.spool_folder) if spool else self._assumed_sorted(lines)
+            # Closed by name: an error behind it keeps its frame alive, and with it the folder of the sort.
+            with contextlib.closing(ordered):
+                for batch in _without_clashes(ordered, rejects):
+                    complete = _looked_up(batch, options.resolve, rejects)
+                    self.progress.entries += complete.num_rows
+                    self._report(source, rejects)
+                    yield complete.select(ENTRY_SCHEMA.names)
             self._report(source, rejects)
 
     def _parsed(self, source: ManifestSource, rejects: Rejects) -> Iterator[pa.RecordBatch]:
@@ -183,7 +184,7 @@ class ManifestImport:
             self._report(source, rejects)
             yield parsed.batch
 
-    def _assumed_sorted(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    def _assumed_sorted(self, batches: Iterator[pa.RecordBatch]) -> Generator[pa.RecordBatch, None, None]:
         last: str | None = None
         for number, batch in enumerate(batches):
             if not batch.num_rows:
@@ -198,6 +199,30 @@ class ManifestImport:
         self.progress.read_bytes = source.read_bytes()
         if self._options.progress is not None:
             self._options.progress(self.progress)
+
+
+def entries_of_listing(
+    pages: Iterable[ListPage], parser: ListingParser, name: str, options: ManifestOptions, progress: ImportProgress
+) -> Generator[pa.RecordBatch, None, None]:
+    """The entries of a listing, like those of a manifest. `name` is the listing's for messages. Raises ManifestError."""
+    with Rejects(name, options.on_error, options.rejects, unit="object") as rejects:
+
+        def parsed() -> Iterator[pa.RecordBatch]:
+            for page in pages:
+                block = parser.parse(page)
+                for fault in block.faults:
+                    rejects.add(fault)
+                progress.lines += len(page.keys)
+                progress.rejected = rejects.count
+                if options.progress is not None:
+                    options.progress(progress)
+                yield block.batch
+
+        with contextlib.closing(in_path_order(parsed(), folder=options.spool_folder)) as ordered:
+            for batch in _without_clashes(ordered, rejects):
+                progress.entries += batch.num_rows
+                progress.rejected = rejects.count
+                yield batch.select(ENTRY_SCHEMA.names)
 
 
 def _without_clashes(batches: Iterator[pa.RecordBatch], rejects: Rejects) -> Iterator[pa.RecordBatch]:

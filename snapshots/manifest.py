@@ -91,7 +91,7 @@ class ManifestParser:
         try:
             rows = self._decoder.decode_lines(block.data)
             numbers = np.arange(block.first_line, block.first_line + len(rows))
-            tally = len(rows) == block.data.count(b"\n")
+            tally = len(rows) == block.data.count(b"\n") and _one_per_line(block.data, len(rows))
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             tally = False
         if not tally:
@@ -177,6 +177,14 @@ class ManifestParser:
                     known[raw] = None
             texts.append(known[raw])
         return pa.array(texts, pa.string())
+
+
+def _one_per_line(data: bytes, count: int) -> bool:
+    """Whether a block that holds `count` objects in as many lines has one in each.
+
+    Inside of JSON `}` is never followed by `{`, so line ends of this form all lie between objects.
+    """
+    return data.startswith(b"{") and data.count(b"}\n{") + data.count(b"}\r\n{") == count - 1
 
 
 def _tool_labels(row: _Line, raw: bytes, bad: dict[int, str], number: int) -> str | None:

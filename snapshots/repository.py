@@ -7,6 +7,7 @@ that race gets RefMoved, with nothing changed but unreachable pages; gc never ta
 All methods are synchronous and may take long; on an event loop, call them through `asyncio.to_thread`.
 """
 
+import contextlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,20 +17,24 @@ from typing import BinaryIO
 import pyarrow as pa
 
 from ..errors import RefMoved, RefNotFound, UsageError
+from ..tiers.understore import ListPage
 from .builder import Built, VersionBuilder, empty_root
 from .commits import Commit
 from .diff import diff_roots
-from .edits import EditCounts, apply_edits, puts
+from .edits import EditCounts, apply_edits, puts, removals, sorted_edits
 from .exporting import manifest_lines
 from .gc import DEFAULT_GRACE_S, Collector
 from .history import History
 from .holds import DEFAULT_TTL_S, Hold
-from .importing import ImportProgress, ManifestImport, ManifestOptions
+from .importing import ImportProgress, ManifestImport, ManifestOptions, entries_of_listing
 from .merge import Conflicts, MergeConflict, OnConflict, merge_edits
 from .metastore import CommitId, DatasetRecord, LeaseRecord, MetaStore, Moved, open_meta
 from .names import LATEST, MAIN, RefName, check_dataset_name, check_ref_name, not_found, parse_ref
+from .object_listing import ListingParser
+from .pages import PageId
 from .reader import PageReader
-from .selection import Selection, build_selection
+from .relabel import LabelChange
+from .selection import Selection, build_selection, selected_batches
 from .snapshot import Snapshot, find_snapshot
 from .split import Split, build_split
 from .writing import NO_NOTE, Made, Note, Writing
@@ -194,6 +199,27 @@ class Repository:
                 built = builder.finish()
             return writing.publish(built, note)
 
+    def create_from_listing(
+        self,
+        dataset: str,
+        store: str,
+        pages: Iterable[ListPage],
+        *,
+        prefix: str = "",
+        branch: str = MAIN,
+        note: Note = NO_NOTE,
+        options: ManifestOptions = STRICT,
+    ) -> Imported:
+        """A version with the objects of a listing; `store` is the store's id, `prefix` is cut from the keys to give paths.
+
+        An asynchronous listing goes through `blocking`. Raises ManifestError, RefMoved.
+        """
+        progress = ImportProgress()
+        parser = ListingParser(store, prefix)
+        name = f"listing of {store}/{prefix}"
+        with contextlib.closing(entries_of_listing(pages, parser, name, options, progress)) as batches:
+            return Imported(self.create(dataset, batches, branch=branch, note=note), progress)
+
     def edit(
         self,
         dataset: str,
@@ -224,6 +250,58 @@ class Repository:
                 lambda entries: apply_edits(self.meta, self.reader, root, (puts(batch) for batch in entries))
             )
             return Edited(writing.publish(built, note), counts), reading.progress
+
+    def remove(
+        self,
+        dataset: str,
+        *,
+        paths: Iterable[str] = (),
+        selection: Selection | None = None,
+        branch: str = MAIN,
+        note: Note = NO_NOTE,
+    ) -> Edited:
+        """Take entries out of the branch: those at `paths` (a path with `/` at its end is a whole folder), or all selected ones.
+
+        Paths that are not there are counted (`counts.absent`), not refused.
+        """
+        with self._writing(dataset, branch, "remove") as writing:
+            root = writing.root()
+            edits: Iterator[pa.RecordBatch]
+            if selection is not None:
+                edits = (removals(b.column("path")) for b in selected_batches(self.reader, root, selection))
+            else:
+                edits = sorted_edits(list(self._removals(root, set(paths))))
+            built, counts = apply_edits(self.meta, self.reader, root, edits)
+            return Edited(writing.publish(built, note), counts)
+
+    def _removals(self, root: PageId, paths: set[str]) -> Iterator[pa.RecordBatch]:
+        folders = sorted(path.rstrip("/") for path in paths if path.endswith("/"))
+        yield removals(pa.array(sorted(path for path in paths if not path.endswith("/") and not _below(path, folders))))
+        for number, folder in enumerate(folders):
+            if _below(folder, folders[:number]):
+                continue
+            found = False
+            for batch in selected_batches(self.reader, root, Selection(folder=folder)):
+                found = True
+                yield removals(batch.column("path"))
+            if not found:
+                yield removals(pa.array([f"{folder}/"]))
+
+    def label(
+        self,
+        dataset: str,
+        change: LabelChange,
+        selection: Selection,
+        *,
+        branch: str = MAIN,
+        note: Note = NO_NOTE,
+    ) -> Edited:
+        """Change labels of the selected entries of the branch."""
+        with self._writing(dataset, branch, "label") as writing:
+            root = writing.root()
+            batches = change.apply_all(selected_batches(self.reader, root, selection))
+            built, counts = apply_edits(self.meta, self.reader, root, (puts(batch) for batch in batches))
+            return Edited(writing.publish(built, note), counts)
 
     def select(
         self,
@@ -359,6 +437,10 @@ class Repository:
     def collector(self, *, grace_s: float = DEFAULT_GRACE_S) -> Collector:
         """gc: `plan()` (dry run), `mark()`, `sweep()`."""
         return Collector(self.meta, grace_s=grace_s)
+
+
+def _below(path: str, folders: Sequence[str]) -> bool:
+    return any(path.startswith(folder + "/") for folder in folders)
 
 
 def open_repository(url: str | None = None, *, timeout_s: float = 30.0) -> Repository:

@@ -6,7 +6,7 @@ vectorised, and never more than one block per run in memory.
 """
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -20,7 +20,9 @@ BLOCK_ROWS = 16 * 1024
 MERGE_WAYS = 64
 
 
-def in_path_order(batches: Iterator[pa.RecordBatch], *, folder: Path | None = None) -> Iterator[pa.RecordBatch]:
+def in_path_order(
+    batches: Iterator[pa.RecordBatch], *, folder: Path | None = None
+) -> Generator[pa.RecordBatch, None, None]:
     """The same rows, sorted by `path`, equal paths in the order of `line` where there is such a column.
 
     Whether the stream is sorted is only known at its end, so nothing is yielded before: what exceeds RUN_BYTES waits in

@@ -4,6 +4,9 @@ The order is the protocol (docs/design/0003-snapshot-gc.md): lease, look at gc, 
 the branch by compare-and-swap. Dying anywhere before the last step leaves nothing that anybody sees.
 """
 
+import re
+import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass
 from types import TracebackType
 
@@ -127,3 +130,13 @@ class Writing:
 
     def _snapshot(self, commit_id: CommitId) -> Snapshot:
         return find_snapshot(self._meta, self._reader, self._dataset, self._branch, commit_id)
+
+
+_SECRET = re.compile(
+    r"(?<=://)[^/@\s]*@|(?<=[?&;])(?:[^=&\s]*(?:token|secret|password|signature|key)[^=&\s]*)=[^&\s]*", re.IGNORECASE
+)
+
+
+def command_line(argv: Sequence[str]) -> str:
+    """A command line as it goes into a commit: quoted for a shell, without passwords and signatures in URLs."""
+    return _SECRET.sub("", shlex.join(argv))
