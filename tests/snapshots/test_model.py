@@ -285,7 +285,7 @@ class History(RuleBasedStateMachine):
     @rule(data=st.data())
     def diff(self, data: st.DataObject) -> None:
         old, new = (data.draw(st.sampled_from(sorted(self.heads))) for _ in range(2))
-        found = {}
+        found: dict[str, str] = {}
         for batch in self.repo.diff(f"{self.name}@{old}", f"{self.name}@{new}"):
             found.update(zip(batch.column("path").to_pylist(), batch.column("change").to_pylist(), strict=True))
         before, after = self.heads[old], self.heads[new]
@@ -318,7 +318,7 @@ class History(RuleBasedStateMachine):
 def test_a_random_history(meta_url: str, tmp_path: Path) -> None:
     History.url = meta_url
     is_mongo = meta_url.startswith("mongodb")
-    run_state_machine_as_test(  # type: ignore[no-untyped-call]
+    run_state_machine_as_test(
         History,
         settings=settings(
             max_examples=10 if is_mongo else 25,
