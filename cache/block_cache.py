@@ -92,6 +92,7 @@ class BlockCache:
             self._maintenance.cancel()
             await asyncio.wait([self._maintenance])
         await self.fills.close()
+        self.writer.close()
         await asyncio.to_thread(self._close_threads)
         self.tiers.close()
 
