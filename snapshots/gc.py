@@ -59,7 +59,7 @@ class GcBusy(SnapshotError):
     """Another collector is at work on this store."""
 
     kind = "gc_busy"
-    exit_code = 56
+    exit_code = 58
 
 
 class Collector:
