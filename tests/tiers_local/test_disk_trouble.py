@@ -114,8 +114,14 @@ def test_a_read_only_disk_still_serves_what_is_there(tmp_path: Path, caplog: pyt
         tier = open_tier(folder)
         names = versions(5)
         fill(tier, names)
+        # Files that are open for writing would keep the remount from happening; on a failing disk the kernel does not ask.
         tier._files.close()
-        tier._slabs.close()  # files that are open for writing would keep the remount from happening
+        tier._slabs.close()
+        table = tier._block_slots._file
+        read_only = os.open(table.path, os.O_RDONLY)
+        os.dup2(read_only, table.fd)
+        os.close(read_only)
+        table.writable = False
         disks.remount(folder, "ro")
         caplog.clear()
         more = [version_of(f"more{i}", 2 * MIB) for i in range(5)]

@@ -88,6 +88,18 @@ class OpenFile:
         self.writable = True
 
 
+def remove(path: Path) -> int:
+    """Unlink a file and give its bytes back, now: those who have it open would otherwise keep them allocated, and a
+    limit on what is allocated would not hold. The bytes it had allocated; 0 if there is no such file."""
+    try:
+        allocated = path.stat().st_blocks * BLOCK_UNIT_BYTES
+        os.truncate(path, 0)
+    except FileNotFoundError:
+        return 0
+    path.unlink(missing_ok=True)
+    return allocated
+
+
 class Recent:
     """Something kept open, with the flag that says that it was used lately."""
 

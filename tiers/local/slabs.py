@@ -19,9 +19,9 @@ from ..version import CHUNK_BYTES, ObjectVersion
 from . import slab_file as fmt
 from .checksum import chunk_sums, pack_sums, seed_of
 from .entries import Entries, OnEvict, Victim
-from .files import OpenCache, OpenFile, Recent
+from .files import OpenCache, OpenFile, Recent, remove
 from .health import Health
-from .index import MAX_SLAB_NUMBER, NOT_FOUND, SLAB_UNIT_BYTES, digest_of, small_location, small_parts
+from .index import MAX_SLAB_NUMBER, NOT_FOUND, SLAB_UNIT_BYTES, digest_of, small_location, small_parts, unique_keys
 from .slab_table import SlabTable
 from .space import Space
 
@@ -329,13 +329,8 @@ class Slabs:
         first, second = np.concatenate(firsts), np.concatenate(seconds)
         location, size = np.concatenate(locations), np.concatenate(sizes)
         # An object that was written twice (a crash before the first was flagged dead) is kept once.
-        keys = np.empty(len(first), [("first", "<u8"), ("second", "<u8")])
-        keys["first"], keys["second"] = first, second
-        order = np.argsort(first, kind="stable")
-        same = np.flatnonzero(first[order][1:] == first[order][:-1])
-        if len(same):
-            _, kept = np.unique(keys, return_index=True)
-            kept.sort()
+        kept = unique_keys(first, second)
+        if kept is not None:
             for twin in np.setdiff1d(np.arange(len(first)), kept).tolist():
                 number, offset, length = small_parts(int(location[twin]))
                 self._kill(number, {offset: length})
@@ -396,8 +391,9 @@ class Slabs:
             return None
         head = os.pread(file.fd, fmt.SLAB_HEADER_BYTES, 0)
         if not 0 < number <= MAX_SLAB_NUMBER or not fmt.is_slab_header(head, number):
-            self._health.found_corrupt(f"the header of {path.name}")
-            path.unlink(missing_ok=True)
+            if head:  # an empty file was being made when we stopped
+                self._health.found_corrupt(f"the header of {path.name}")
+            remove(path)
             return None
         slab = Slab(number, path)
         slab.allocated = file.allocated()
@@ -500,7 +496,7 @@ class Slabs:
                 return
             del self._slabs[slab.number]
             self._open.pop(slab.number)
-            slab.path.unlink(missing_ok=True)
+            remove(slab.path)
             self._measure_locked(slab)
 
 

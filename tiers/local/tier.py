@@ -8,6 +8,7 @@ Everything here is synchronous and may be called from any thread. Reads take no 
 evict first, in the thread that writes; there is no thread of the tier's own.
 """
 
+import contextlib
 import os
 import threading
 import time
@@ -19,9 +20,11 @@ from ..understore import Buffer
 from ..version import CHUNK_BYTES, ObjectVersion
 from . import extents as large
 from . import slabs as small
+from .block_slots import BlockSlots
 from .entries import Entries, OnEvict, Victim
-from .extent_files import ExtentFiles
-from .extents import BLOCK_CHUNKS, Extents
+from .extent_files import BLOCK_CHUNKS, ExtentFiles
+from .extent_recovery import ExtentRecovery
+from .extents import Extents
 from .files import BLOCK_UNIT_BYTES, OpenFile
 from .folder import TierFolder
 from .health import FULL, Health
@@ -99,7 +102,10 @@ class LocalTier:
         self._space = Space(options.folder, options.capacity_bytes, options.free_space_ratio)
         self._entries = Entries(policy, pinned)
         self._files = ExtentFiles(folder.extents, self._space, options.max_open_files // 4)
-        self._extents = Extents(self._files, self._entries, self._space, self._health)
+        self._block_slots = BlockSlots(folder.blocks, self._space)
+        parts = (self._files, self._block_slots, self._entries, self._space, self._health)
+        self._extents = Extents(*parts)
+        self._extent_recovery = ExtentRecovery(*parts)
         self._slabs = Slabs(folder.slabs, self._entries, self._space, self._health, options.max_open_files // 2)
 
     @classmethod
@@ -256,6 +262,8 @@ class LocalTier:
             return
         self._closed = True
         self._health.close()
+        with contextlib.suppress(OSError):  # then the next open looks at the names of all files
+            self._block_slots.close()
         self._files.close()
         self._slabs.close()
         self._folder.close()
@@ -310,7 +318,7 @@ class LocalTier:
         """Recount everything from the files; AssertionError if an account is wrong. Nobody may be writing."""
         self._entries.validate()
         self._slabs.validate()
-        self._extents.validate()
+        self._extent_recovery.validate(self._extents.count)
         assert self._space.reserved_bytes == 0
         actual = allocated_below(self._folder.slabs) + allocated_below(self._folder.extents)
         assert self._space.used_bytes >= actual, (self._space.used_bytes, actual)
@@ -342,7 +350,7 @@ class LocalTier:
             self._reclaim_at = time.monotonic() + self.options.probe_interval_s
             try:
                 self._slabs.reclaim()
-                self._extents.reclaim()
+                self._extents.count = self._extent_recovery.reclaim()
                 self._left_over = False
             except OSError as error:
                 self._health.write_failed(error)
@@ -446,7 +454,7 @@ class LocalTier:
         for path in (self._folder.path, self._folder.slabs, self._folder.extents):
             self._space.settle(0, os.stat(path).st_blocks * BLOCK_UNIT_BYTES)
         self._slabs.recover()
-        self._extents.recover()
+        self._extents.count = self._extent_recovery.recover()
         if self._space.room_bytes() < 0:
             with self._evict_lock:
                 self._evict(0)
