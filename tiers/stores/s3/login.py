@@ -67,7 +67,8 @@ class Login:
             options.region or os.environ.get("AWS_REGION") or self._session.get_config_variable("region") or None
         )
         self.region: str = configured or DEFAULT_REGION
-        self.region_is_known = configured is not None or endpoint is not None
+        # A configured region may be that of other buckets: Amazon says where this one is (see `Wire`).
+        self.region_is_known = options.region is not None or endpoint is not None
 
     @property
     def store_id(self) -> str:

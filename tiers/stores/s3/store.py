@@ -37,6 +37,8 @@ from .wire import CONNECT_TIMEOUT_S, STALL_TIMEOUT_S, Wire
 logger = logging.getLogger(__name__)
 
 MAX_COPY_BYTES = 5 * 1024 * 1024 * 1024
+# obstore asks for credentials again so long before they expire; ours are valid for ten minutes or more when given.
+OBSTORE_MARGIN_S = 300
 COPY_PART_BYTES = 1024 * 1024 * 1024
 _PLAIN_KEY = re.compile(r"(?!/)(?!.*//)(?!(?:.*/)?\.{1,2}(?:/|$))[^\x00-\x1f\x7f\ud800-\udfff]*(?<!/)", re.DOTALL)
 
@@ -268,7 +270,9 @@ class S3Store(S3Multipart):
 
     async def _open_data(self) -> Any:
         if not self._login.region_is_known:
-            await self._wire.request("HEAD", None)  # learns the region from what the store answers
+            with contextlib.suppress(StoreDenied):
+                await self._wire.request("HEAD", None)  # any answer tells the region, "denied" too
+            self._login.region_is_known = True
         self._data_credentials = await self._login.credentials()
         place = self._login.place
         options: dict[str, Any] = {
@@ -303,7 +307,7 @@ class S3Store(S3Multipart):
             "access_key_id": found.access_key,
             "secret_access_key": found.secret_key,
             "token": found.token,
-            "expires_at": datetime.now(UTC) + timedelta(seconds=KEEP_S),
+            "expires_at": datetime.now(UTC) + timedelta(seconds=KEEP_S + OBSTORE_MARGIN_S),
         }
 
     def _require(self, key: str, present: ObjectInfo | None, if_match: str | None) -> None:

@@ -125,6 +125,7 @@ class Wire:
         region = reply.headers.get("x-amz-bucket-region") or error_code(reply.body, "Region")
         if region and region != self._login.region and not self._login.region_is_known:
             self._login.region = region
+            self._login.region_is_known = True
             return True
         code = error_code(reply.body)
         if reply.status == 403 or code in ("ExpiredToken", "InvalidToken"):
