@@ -101,6 +101,16 @@ class StoreCorrupt(StoreError):
     exit_code = 16
 
 
+class BaseGone(StoreError):
+    """A file was changed in part, and the object version it was changed from was replaced or deleted by somebody else.
+
+    The changed ranges are kept in the write tier; the unchanged ones are nowhere any more.
+    """
+
+    kind = "base_gone"
+    exit_code = 17
+
+
 # --- A local tier. ---------------------------------------------------------------------------------------
 
 
@@ -223,13 +233,6 @@ class IndexDamaged(SnapshotError):
 
     kind = "index_damaged"
     exit_code = 56
-
-
-class DriftFound(SnapshotError):
-    """Objects of a version are gone or overwritten. The version itself is whole; reading those objects fails."""
-
-    kind = "drift"
-    exit_code = 59
 
 
 def class_of_kind(kind: str, base: type[ForebayError] = ForebayError) -> type[ForebayError]:

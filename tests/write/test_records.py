@@ -55,7 +55,7 @@ def contents(records: Records) -> dict[bytes, bytes | None]:
 
 def test_a_batch_is_there_after_reopening(opener: Opener) -> None:
     records = opener()
-    (sequence,) = records.commit([Batch([Change(b"a", ABSENT, b"1"), Change(b"\xff\0", ABSENT, b"2")], {"i": b"data"})])
+    sequence = records.commit(Batch([Change(b"a", ABSENT, b"1"), Change(b"\xff\0", ABSENT, b"2")], {"i": b"data"}))
     assert sequence is not None
     again = opener()
     found, loaded = again.load()
@@ -67,43 +67,31 @@ def test_a_batch_is_there_after_reopening(opener: Opener) -> None:
 
 
 def test_a_stale_batch_changes_nothing_at_all(records: Records) -> None:
-    (first,) = records.commit([put(b"a", b"1")])
+    first = records.commit(put(b"a", b"1"))
     assert first is not None
     stale = Batch([Change(b"b", ABSENT, b"x"), Change(b"a", first + 1, b"2")], {"i": b"data"})
-    fine = put(b"c", b"3")
-    outcomes = records.commit([stale, fine])
-    assert outcomes[0] is None
-    assert outcomes[1] is not None
-    assert contents(records) == {b"a": b"1", b"c": b"3"}
+    assert records.commit(stale) is None
+    assert contents(records) == {b"a": b"1"}
     assert records.inline("i") is None
 
 
 def test_each_expectation_is_checked(records: Records) -> None:
-    (first,) = records.commit([put(b"a", b"1")])
+    first = records.commit(put(b"a", b"1"))
     assert first is not None
-    assert records.commit([put(b"a", b"2")]) == [None]
-    (second,) = records.commit([put(b"a", b"2", first)])
+    assert records.commit(put(b"a", b"2")) is None
+    second = records.commit(put(b"a", b"2", first))
     assert second is not None
-    assert records.commit([put(b"a", b"3", first)]) == [None]
-    (removed,) = records.commit([Batch([Change(b"a", second, None)])])
+    assert records.commit(put(b"a", b"3", first)) is None
+    removed = records.commit(Batch([Change(b"a", second, None)]))
     assert removed is not None
     assert contents(records) == {}
-    assert records.commit([Batch([Change(b"a", second, None)])]) == [None]
-    assert records.commit([put(b"a", b"again")]) != [None]
-
-
-def test_batches_of_one_commit_build_on_each_other(records: Records) -> None:
-    (first,) = records.commit([put(b"a", b"1")])
-    assert first is not None
-    outcomes = records.commit([put(b"a", b"2", first), put(b"a", b"3", first)])
-    assert outcomes[0] is not None
-    assert outcomes[1] is None
-    assert contents(records) == {b"a": b"2"}
+    assert records.commit(Batch([Change(b"a", second, None)])) is None
+    assert records.commit(put(b"a", b"again")) is not None
 
 
 def test_inline_data_is_replaced_and_dropped(records: Records) -> None:
-    records.commit([Batch([], {"i": b"1", "j": b"2"})])
-    records.commit([Batch([], {"i": b"3"}, ["j", "never-was"])])
+    records.commit(Batch([], {"i": b"1", "j": b"2"}))
+    records.commit(Batch([], {"i": b"3"}, ["j", "never-was"]))
     assert records.inline("i") == b"3"
     assert records.inline("j") is None
 
@@ -113,10 +101,10 @@ def test_changes_since_tells_what_others_did(opener: Opener) -> None:
     if not ours.is_shared:
         pytest.skip("an embedded store has nobody else")
     theirs = opener()
-    (first,) = ours.commit([put(b"a", b"1")])
+    first = ours.commit(put(b"a", b"1"))
     assert first is not None
     start, _ = theirs.load()
-    (second,) = ours.commit([Batch([Change(b"a", first, None), Change(b"b", ABSENT, b"2")])])
+    second = ours.commit(Batch([Change(b"a", first, None), Change(b"b", ABSENT, b"2")]))
     assert second is not None
     changes = theirs.changes_since(start)
     assert sorted(changes.records, key=lambda r: r.key) == [Record(b"a", second, None), Record(b"b", second, b"2")]
@@ -131,7 +119,7 @@ def test_exactly_one_of_many_racers_wins(opener: Opener) -> None:
 
     def race(index: int, store: Records) -> None:
         for turn in range(8):
-            if store.commit([put(b"prize-%d" % turn, b"%d" % index)]) != [None]:
+            if store.commit(put(b"prize-%d" % turn, b"%d" % index)) is not None:
                 wins.append(turn)
 
     threads = [threading.Thread(target=race, args=item) for item in enumerate(stores)]
@@ -162,7 +150,7 @@ def test_commits_match_a_dict(records: Records, steps: list[list[tuple[bytes, bo
                 for key, (right, body) in unique.items()
             ]
         )
-        (outcome,) = records.commit([batch])
+        outcome = records.commit(batch)
         if all(right for right, _ in unique.values()):
             assert outcome is not None
             for change in batch.changes:
@@ -187,9 +175,9 @@ def test_sqlite_of_a_newer_version_is_refused(tmp_path: Path) -> None:
 def test_sqlite_gives_space_back(tmp_path: Path) -> None:
     store = SqliteRecords(tmp_path / "r.db")
     names = [f"n{index}" for index in range(1000)]
-    store.commit([Batch([], dict.fromkeys(names, b"x" * 32768))])
+    store.commit(Batch([], dict.fromkeys(names, b"x" * 32768)))
     for name in names:
-        store.commit([Batch([], {}, [name])])
+        store.commit(Batch([], {}, [name]))
     store.close()
     assert (tmp_path / "r.db").stat().st_size < 24_000_000
 

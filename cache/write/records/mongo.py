@@ -13,7 +13,7 @@ a commit that was lost is retried by the driver, which asks for the outcome of t
 """
 
 import datetime
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any, NoReturn
 
 import pymongo
@@ -84,10 +84,10 @@ class MongoRecords:
             self._fail("read", error)
         return sequence, iter(records)
 
-    def commit(self, batches: Sequence[Batch]) -> Sequence[int | None]:
+    def commit(self, batch: Batch) -> int | None:
         try:
             with self._client.start_session() as session:
-                return session.with_transaction(lambda inside: [self._apply(batch, inside) for batch in batches])
+                return session.with_transaction(lambda inside: self._apply(batch, inside))
         except pymongo.errors.PyMongoError as error:
             self._fail("commit to", error)
 

@@ -9,7 +9,7 @@ are overwritten or freed before they would be copied into the database. Freed pa
 
 import sqlite3
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
 
@@ -59,6 +59,7 @@ class SqliteRecords:
             execute("PRAGMA cache_size=-32768")
             self._connection.executescript(SCHEMA)
             execute(f"PRAGMA user_version={SCHEMA_VERSION}")
+            self._sequence: int
             (self._sequence,) = execute("SELECT value FROM sequence").fetchone()
         except sqlite3.Error as error:
             self._connection.close()
@@ -83,29 +84,25 @@ class SqliteRecords:
                 self._fail("read", error)
             return self._sequence, (Record(key, revision, body) for key, revision, body in rows)
 
-    def commit(self, batches: Sequence[Batch]) -> Sequence[int | None]:
+    def commit(self, batch: Batch) -> int | None:
         with self._mutex:
             execute = self._connection.execute
-            outcomes: list[int | None] = []
-            sequence = self._sequence
+            sequence: int = self._sequence + 1
             try:
                 execute("BEGIN IMMEDIATE")
-                for batch in batches:
-                    if not self._is_current(batch):
-                        outcomes.append(None)
-                        continue
-                    sequence += 1
-                    self._apply(batch, sequence)
-                    outcomes.append(sequence)
+                if not self._is_current(batch):
+                    execute("ROLLBACK")
+                    return None
+                self._apply(batch, sequence)
                 execute("UPDATE sequence SET value = ?", (sequence,))
                 execute("COMMIT")
             except sqlite3.Error as error:
                 self._roll_back()
                 self._fail("commit to", error)
             self._sequence = sequence
-            if any(batch.drop_inline for batch in batches):
+            if batch.drop_inline:
                 self._give_back_space()
-            return outcomes
+            return sequence
 
     def changes_since(self, sequence: int) -> Changes:
         """What is there with a newer revision. Removed keys are not kept here: nobody else changes this store."""

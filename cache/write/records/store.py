@@ -71,11 +71,8 @@ class Records(Protocol):
         """The present sequence and every record there is (at least as new as it; newer ones may be among them)."""
         ...
 
-    def commit(self, batches: Sequence[Batch]) -> Sequence[int | None]:
-        """Apply batches in order, with one sync for all; for each its sequence, or None if it was stale.
-
-        Batches are independent: one that is stale does not hinder the next.
-        """
+    def commit(self, batch: Batch) -> int | None:
+        """Apply a batch and return its sequence, or None, with nothing changed, if it was stale."""
         ...
 
     def changes_since(self, sequence: int) -> Changes: ...

@@ -1,0 +1,247 @@
+"""Between the state in memory and the records on disk: operations, group commit, undo.
+
+An operation is a function of a `Step`: it looks at the state, changes it through the step, and says what data of small files
+goes along. It runs under the lock; then the step waits for its commit without the lock. Whoever waits first commits for
+all that wait: one batch, and so one sync, carries every step that arrived during the one before.
+
+So memory runs ahead of the disk, but only for operations that were not answered yet. When a commit fails, its step and every
+later one that waits are undone in reverse order, and their callers get the error: nothing was ever shown as done.
+
+A commit that lost a race against another mount is undone the same way; then the others' changes are taken in and the operation
+runs again.
+"""
+
+import asyncio
+import enum
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TypeVar
+
+from ...errors import ForebayError, MetadataUnavailable
+from .nodes import Entry, decode, encode
+from .records.store import ABSENT, Batch, Change, Records
+from .state import State
+
+T = TypeVar("T")
+RACES = 100  # lost in a row, before an operation gives up
+
+
+class _Outcome(enum.Enum):
+    WAITING = "waiting"
+    COMMITTED = "committed"
+    LOST = "lost"
+    FAILED = "failed"
+
+
+class Step:
+    """What one operation changes. `recorded=False` changes memory only: files that were never synced."""
+
+    def __init__(self, state: State) -> None:
+        self._state = state
+        self._before: list[tuple[Entry, Entry | None]] = []
+        self.changes: dict[bytes, Entry | None] = {}
+        self.put_inline: dict[str, bytes] = {}
+        self.drop_inline: list[str] = []
+        self.outcome = _Outcome.WAITING
+        self.error: ForebayError | None = None
+
+    def put(self, entry: Entry, *, recorded: bool = True) -> None:
+        self._before.append((entry, self._state.put(entry)))
+        if recorded:
+            self.changes[entry.record_key] = entry
+
+    def remove(self, entry: Entry, *, recorded: bool = True) -> None:
+        old = self._state.remove(entry)
+        if old is None:
+            return
+        self._before.append((entry, old))
+        if recorded:
+            self.changes[entry.record_key] = None
+
+    @property
+    def is_empty(self) -> bool:
+        return not (self.changes or self.put_inline or self.drop_inline)
+
+    def undo_locked(self) -> None:
+        for entry, old in reversed(self._before):
+            if old is None:
+                self._state.remove(entry)
+            else:
+                self._state.put(old)
+
+
+class Ledger:
+    """Owner of the lock of a `State`. `state` may be read without the lock where a value that is just being replaced does no harm."""
+
+    def __init__(self, state: State, records: Records) -> None:
+        self.state = state
+        self._records = records
+        self._lock = threading.RLock()
+        self._revisions: dict[bytes, int] = {}
+        self._sequence = 0
+        # The lowest revision of another mount that was not taken in because it met a change of ours on its way.
+        self._passed_over: int | None = None
+        self._pending: list[Step] = []
+        self._committing = threading.Lock()
+        self._taking_in = threading.Lock()
+        self._drain: asyncio.Future[None] | None = None
+
+    @contextmanager
+    def locked(self) -> Iterator[State]:
+        """The state, at rest."""
+        with self._lock:
+            yield self.state
+
+    def load(self) -> None:
+        """Fill the state from the records. Raises MetadataUnavailable for a record that cannot be read: dirty data is never guessed at."""
+        sequence, found = self._records.load()
+        with self._lock:
+            for record in found:
+                assert record.body is not None
+                self._take_locked(record.key, record.revision, record.body)
+            self._sequence = sequence
+
+    def run(self, operation: Callable[[Step], T]) -> T:
+        """Do an operation; returns when what it changed is durable. Blocks.
+
+        Raises what the operation raises (the state is then as before), or why the commit failed.
+        """
+        for _ in range(RACES):
+            self.take_in()
+            result, step = self._begin(operation)
+            if self._finish(step):
+                return result
+        raise MetadataUnavailable(f"{self._records.label}: others changed the same records {RACES} times in a row")
+
+    async def run_async(self, operation: Callable[[Step], T]) -> T:
+        """`run` for the event loop: commits in a thread, one at a time, for all that wait. Not undone by cancellation."""
+        for _ in range(RACES):
+            if self._records.is_shared:
+                await asyncio.to_thread(self.take_in)
+            result, step = self._begin(operation)
+            while step is not None and step.outcome is _Outcome.WAITING:
+                if self._drain is None or self._drain.done():
+                    self._drain = asyncio.get_running_loop().run_in_executor(None, self._commit_pending)
+                await asyncio.shield(self._drain)
+            if self._finish(step):
+                return result
+        raise MetadataUnavailable(f"{self._records.label}: others changed the same records {RACES} times in a row")
+
+    def take_in(self) -> None:
+        """Learn what other mounts committed; nothing to do for an embedded store."""
+        if not self._records.is_shared:
+            return
+        with self._taking_in:
+            since = self._sequence if self._passed_over is None else self._passed_over - 1
+            changes = self._records.changes_since(since)
+            with self._lock:
+                self._passed_over = None
+                ours = {key for step in self._pending for key in step.changes}
+                # Removals first: a node that was moved stands in two slots otherwise.
+                for record in sorted(changes.records, key=lambda record: record.body is not None):
+                    if record.revision <= self._revisions.get(record.key, ABSENT):
+                        continue
+                    if record.key in ours:
+                        # Our change will be refused and undone; this one is taken in after that.
+                        self._passed_over = min(record.revision, self._passed_over or record.revision)
+                        continue
+                    self._take_locked(record.key, record.revision, record.body)
+                self._sequence = max(self._sequence, changes.sequence)
+
+    def inline(self, name: str) -> bytes | None:
+        return self._records.inline(name)
+
+    def _begin(self, operation: Callable[[Step], T]) -> tuple[T, Step | None]:
+        with self._lock:
+            step = Step(self.state)
+            try:
+                result = operation(step)
+            except BaseException:
+                step.undo_locked()
+                raise
+            if step.is_empty:
+                return result, None
+            self._pending.append(step)
+            return result, step
+
+    def _finish(self, step: Step | None) -> bool:
+        """Wait for a step; whether it was committed. Raises if it failed."""
+        if step is None:
+            return True
+        while step.outcome is _Outcome.WAITING:
+            self._commit_pending()
+        if step.error is not None:
+            raise type(step.error)(step.error.message, remedy=step.error.remedy) from step.error
+        return step.outcome is _Outcome.COMMITTED
+
+    def _commit_pending(self) -> None:
+        """Commit all that waits. Those who come during a commit wait here for their turn, and mostly find it done."""
+        with self._committing:
+            with self._lock:
+                steps = list(self._pending)
+                if not steps:
+                    return
+                batch = self._batch_locked(steps)
+            try:
+                revision = self._records.commit(batch)
+            except ForebayError as error:
+                self._fail(error)
+                return
+            except BaseException as error:
+                self._fail(MetadataUnavailable(f"{self._records.label}: {type(error).__name__}"))
+                raise
+            if revision is None:
+                self._fail(None)
+                return
+            with self._lock:
+                for change in batch.changes:
+                    if change.body is None:
+                        self._revisions.pop(change.key, None)
+                    else:
+                        self._revisions[change.key] = revision
+                del self._pending[: len(steps)]
+                for step in steps:
+                    step.outcome = _Outcome.COMMITTED
+
+    def _batch_locked(self, steps: Sequence[Step]) -> Batch:
+        entries: dict[bytes, Entry | None] = {}
+        put_inline: dict[str, bytes] = {}
+        drop_inline: list[str] = []
+        for step in steps:
+            entries |= step.changes
+            put_inline |= step.put_inline
+            for name in step.drop_inline:
+                if put_inline.pop(name, None) is None:
+                    drop_inline.append(name)
+        changes = []
+        for key, entry in entries.items():
+            revision = self._revisions.get(key, ABSENT)
+            if entry is not None:
+                changes.append(Change(key, revision, encode(entry)))
+            elif revision != ABSENT:  # else made and removed again before it was ever recorded
+                changes.append(Change(key, revision, None))
+        return Batch(changes, put_inline, drop_inline)
+
+    def _fail(self, error: ForebayError | None) -> None:
+        """Undo everything that waits: later steps may have been decided on what earlier ones changed. None: a lost race."""
+        with self._lock:
+            failed, self._pending = self._pending, []
+            for step in reversed(failed):
+                step.undo_locked()
+            for step in failed:
+                step.error = error
+                step.outcome = _Outcome.LOST if error is None else _Outcome.FAILED
+
+    def _take_locked(self, key: bytes, revision: int, body: bytes | None) -> None:
+        if body is None:
+            self.state.remove_key(key)
+            self._revisions.pop(key, None)
+            return
+        try:
+            self.state.put(decode(key, body))
+        except ValueError as error:
+            raise MetadataUnavailable(
+                f"{self._records.label}: {error}", remedy="restore the records, or use the version that wrote them"
+            ) from error
+        self._revisions[key] = revision

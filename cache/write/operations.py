@@ -1,0 +1,350 @@
+"""What each operation on names changes: pure functions over a `Step`, the rules of the tree in one place.
+
+An operation gets what the listing of the under store shows where no node decides (`Listed`, `ListedFolder`), because
+asking it is I/O and is done before. The rules that all of them keep:
+
+- A name is removed by removing its node; a whiteout takes its place if the listing may show something there.
+- Every object that stood for the name is doomed, under the key and etag it had.
+- A folder whose last entry goes keeps standing: it gets a marker.
+"""
+
+import os
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import msgspec
+
+from ...tiers.version import ObjectVersion
+from .ledger import Step
+from .nodes import EMPTY, ROOT_ID, Doomed, Kind, Node, Remote
+from .state import Below, State
+
+_random = random.SystemRandom()
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """A file as the listing has it."""
+
+    version: ObjectVersion
+    mtime_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class ListedFolder:
+    """A folder as the listing has it: there are keys below its prefix."""
+
+
+Shown = Listed | ListedFolder | None
+
+
+@dataclass(frozen=True, slots=True)
+class Attributes:
+    mode: int
+    uid: int
+    gid: int
+
+
+@dataclass(slots=True)
+class Operations:
+    """`writer` is this process; `now_ns` the wall clock; `file` and `folder` are what entries of the listing are shown with."""
+
+    writer: int
+    now_ns: Callable[[], int]
+    file: Attributes
+    folder: Attributes
+
+    # --- Making. -----------------------------------------------------------------------------------------
+
+    def ensure_folder(self, step: Step, state: State, path: bytes) -> Node:
+        """The folder node at `path`, made for what the listing shows there if need be. Raises NotADirectoryError, FileNotFoundError."""
+        node = state.root
+        for name in path.split(b"/") if path else []:
+            child = state.child(node.id, name)
+            if child is None:
+                if node.lower is None:
+                    raise FileNotFoundError(path)
+                child = self._new(
+                    state,
+                    node,
+                    name,
+                    Kind.DIRECTORY,
+                    self.folder,
+                    generation=1,
+                    lower=node.lower + name + b"/",
+                    covers=True,
+                )
+                step.put(child)
+            elif child.kind == Kind.WHITEOUT:
+                raise FileNotFoundError(path)
+            elif child.kind != Kind.DIRECTORY:
+                raise NotADirectoryError(path)
+            node = child
+        return node
+
+    def create(self, step: Step, state: State, path: bytes, attributes: Attributes, shown: Shown) -> Node:
+        """A new, empty file that no record knows yet. Raises FileExistsError."""
+        parent, name = self._parent(step, state, path)
+        covers = self._free_slot(state, parent, name, shown)
+        node = self._new(state, parent, name, Kind.FILE, attributes, covers=covers)
+        step.put(node, recorded=False)
+        return node
+
+    def adopt(self, step: Step, state: State, path: bytes, listed: Listed) -> Node:
+        """A node for a file that the listing shows, to be changed. Unrecorded, because nothing is changed yet."""
+        parent, name = self._parent(step, state, path)
+        remote = Remote.of(listed.version)
+        node = self._new(
+            state, parent, name, Kind.FILE, self.file, size=remote.size, base=remote, base_limit=remote.size,
+            remote=remote, covers=True, mtime_ns=listed.mtime_ns,
+        )  # fmt: skip
+        step.put(node, recorded=False)
+        return node
+
+    def mkdir(self, step: Step, state: State, path: bytes, attributes: Attributes, shown: Shown) -> Node:
+        parent, name = self._parent(step, state, path)
+        covers = self._free_slot(state, parent, name, shown)
+        lower = None if covers or parent.lower is None else parent.lower + name + b"/"
+        now_ns = self.now_ns()
+        node = self._new(
+            state,
+            parent,
+            name,
+            Kind.DIRECTORY,
+            attributes,
+            generation=1,
+            dirty_since_ns=now_ns,
+            lower=lower,
+            covers=covers,
+        )
+        step.put(node)
+        return node
+
+    def symlink(
+        self, step: Step, state: State, path: bytes, target: bytes, attributes: Attributes, shown: Shown
+    ) -> Node:
+        parent, name = self._parent(step, state, path)
+        covers = self._free_slot(state, parent, name, shown)
+        node = self._new(
+            state, parent, name, Kind.SYMLINK, attributes, generation=1, dirty_since_ns=self.now_ns(), target=target,
+            size=len(target), covers=covers,
+        )  # fmt: skip
+        step.put(node)
+        return node
+
+    # --- Changing. ---------------------------------------------------------------------------------------
+
+    def node_at(self, step: Step, state: State, path: bytes, shown: Shown) -> Node:
+        """The node at `path`, made for what the listing shows if need be. Raises FileNotFoundError."""
+        found = state.resolve(path)
+        if isinstance(found, Node):
+            return found
+        if isinstance(found, Below):
+            if isinstance(shown, Listed):
+                return self.adopt(step, state, path, shown)
+            if isinstance(shown, ListedFolder):
+                return self.ensure_folder(step, state, path)
+        raise FileNotFoundError(path)
+
+    def change(self, step: Step, node: Node, **fields: object) -> Node:
+        """Change attributes of a node, which makes it dirty. A file that was never recorded stays so."""
+        now_ns = self.now_ns()
+        fields.setdefault("ctime_ns", now_ns)
+        if node.id == ROOT_ID:
+            raise PermissionError("the top of a mount has the attributes of the mount")
+        if node.is_recorded or node.base is not None:
+            fields["generation"] = node.generation + 1
+            fields["dirty_since_ns"] = node.dirty_since_ns or now_ns
+            fields["writer"] = self.writer
+        changed = msgspec.structs.replace(node, **fields)
+        step.put(changed, recorded=changed.is_recorded)
+        return changed
+
+    # --- Removing and moving. ----------------------------------------------------------------------------
+
+    def unlink(self, step: Step, state: State, path: bytes, shown: Shown, *, keep_inline: bool) -> Node | None:
+        """Remove a file or link; the node it had. `keep_inline`: somebody has it open and still reads it.
+
+        Raises FileNotFoundError, IsADirectoryError.
+        """
+        parent, name = self._parent(step, state, path)
+        node = self._live(state, parent, name, shown, path)
+        if isinstance(shown, ListedFolder) or (node is not None and node.kind == Kind.DIRECTORY):
+            raise IsADirectoryError(path)
+        self._vacate(step, state, parent, name, node, shown, keep_inline=keep_inline)
+        self._keep_folder(step, state, parent)
+        return node
+
+    def rmdir(self, step: Step, state: State, path: bytes, shown: Shown) -> None:
+        """Remove a folder. The caller has seen that the listing shows nothing in it but what nodes hide.
+
+        Raises OSError ENOTEMPTY if nodes show something, FileNotFoundError, NotADirectoryError.
+        """
+        parent, name = self._parent(step, state, path)
+        node = self._live(state, parent, name, shown, path)
+        if isinstance(shown, Listed) or (node is not None and node.kind != Kind.DIRECTORY):
+            raise NotADirectoryError(path)
+        self._vacate_folder(step, state, parent, name, node)
+        self._keep_folder(step, state, parent)
+
+    def rename(
+        self, step: Step, state: State, old: bytes, new: bytes, shown_old: Shown, shown_new: Shown,
+        *, keep_inline: bool = False, replace: bool = True,
+    ) -> Node | None:  # fmt: skip
+        """Move a name onto another; the file node that was replaced, if one was. Raises what rename(2) says.
+
+        A folder must be replaced by a folder, and an empty one (the caller has seen that the listing shows nothing in it).
+        """
+        if new.startswith(old + b"/"):
+            raise OSError(22, "a folder cannot be moved into itself", os.fsdecode(new))
+        old_parent, old_name = self._parent(step, state, old)
+        new_parent, new_name = self._parent(step, state, new)
+        self._live(state, old_parent, old_name, shown_old, old)
+        source = self.node_at(step, state, old, shown_old)
+        try:
+            victim = self._live(state, new_parent, new_name, shown_new, new)
+            victim_is_folder = isinstance(shown_new, ListedFolder) or (
+                victim is not None and victim.kind == Kind.DIRECTORY
+            )
+            there = True
+        except FileNotFoundError:
+            victim, victim_is_folder, there = None, False, False
+        if old == new:
+            return None
+        if there and not replace:
+            raise FileExistsError(new)
+        if there and source.kind == Kind.DIRECTORY and not victim_is_folder:
+            raise NotADirectoryError(new)
+        if there and source.kind != Kind.DIRECTORY and victim_is_folder:
+            raise IsADirectoryError(new)
+        if victim_is_folder:
+            self._vacate_folder(step, state, new_parent, new_name, victim)
+        elif there:
+            self._vacate(step, state, new_parent, new_name, victim, shown_new, keep_inline=keep_inline)
+        covers = state.child(new_parent.id, new_name) is not None  # a whiteout
+        self._vacate(step, state, old_parent, old_name, source, shown_old, keep_inline=True)
+        self._keep_folder(step, state, old_parent)
+        self._place(step, source, new_parent, new_name, covers=covers)
+        return victim if not victim_is_folder else None
+
+    def exchange(
+        self, step: Step, state: State, first: bytes, second: bytes, shown_first: Shown, shown_second: Shown
+    ) -> None:
+        """Swap two names, of whatever kind. Both must be there."""
+        if first.startswith(second + b"/") or second.startswith(first + b"/"):
+            raise OSError(22, "a folder cannot be moved into itself", os.fsdecode(second))
+        one = self.node_at(step, state, first, shown_first)
+        two = self.node_at(step, state, second, shown_second)
+        if one.id == two.id:
+            return
+        # Neither object is doomed: each key is about to be published again, by the other.
+        step.remove(one)
+        step.remove(two)
+        for node, parent, name in ((one, two.parent, two.name), (two, one.parent, one.name)):
+            place = state.by_id[parent]
+            self._place(step, node, place, name, covers=True, keep_remote=True)
+
+    # --- Inside. -----------------------------------------------------------------------------------------
+
+    def _parent(self, step: Step, state: State, path: bytes) -> tuple[Node, bytes]:
+        folder, _, name = path.rpartition(b"/")
+        return self.ensure_folder(step, state, folder), name
+
+    def _new(
+        self, state: State, parent: Node, name: bytes, kind: Kind, attributes: Attributes, **fields: object
+    ) -> Node:
+        now_ns = self.now_ns()
+        identity = _random.getrandbits(62) | (1 << 62)
+        fields.setdefault("mtime_ns", now_ns)
+        return Node(
+            identity, parent.id, name, kind, attributes.mode, attributes.uid, attributes.gid,
+            ctime_ns=now_ns, writer=self.writer, **fields,  # type: ignore[arg-type]
+        )  # fmt: skip
+
+    def _free_slot(self, state: State, parent: Node, name: bytes, shown: Shown) -> bool:
+        """Whether something in the listing is covered by a new node there. Raises FileExistsError if the name is taken."""
+        child = state.child(parent.id, name)
+        if child is not None:
+            if child.kind != Kind.WHITEOUT:
+                raise FileExistsError(name)
+            return True
+        if shown is not None and parent.lower is not None:
+            raise FileExistsError(name)
+        return False
+
+    def _live(self, state: State, parent: Node, name: bytes, shown: Shown, path: bytes) -> Node | None:
+        """The node of an existing name, or None if only the listing has it. Raises FileNotFoundError."""
+        child = state.child(parent.id, name)
+        if child is None:
+            if shown is None or parent.lower is None:
+                raise FileNotFoundError(path)
+            return None
+        if child.kind == Kind.WHITEOUT:
+            raise FileNotFoundError(path)
+        return child
+
+    def _vacate(
+        self, step: Step, state: State, parent: Node, name: bytes, node: Node | None, shown: Shown, *, keep_inline: bool
+    ) -> None:
+        """Take a name away from its node or listed object."""
+        covers = shown is not None
+        if node is not None:
+            covers = node.covers or node.remote is not None or node.id in state.attempt_of
+            step.remove(node, recorded=node.is_recorded)
+            if node.remote is not None:
+                self._doom(step, state, node.remote.key, node.remote.etag)
+            if node.inline and node.data and not keep_inline:
+                step.drop_inline.append(node.data)
+        elif isinstance(shown, Listed):
+            remote = Remote.of(shown.version)
+            self._doom(step, state, remote.key, remote.etag)
+        if covers and parent.lower is not None:
+            step.put(Node(0, parent.id, name, Kind.WHITEOUT, ctime_ns=self.now_ns(), generation=1))
+
+    def _vacate_folder(self, step: Step, state: State, parent: Node, name: bytes, node: Node | None) -> None:
+        if node is not None:
+            for child in list(state.children.get(node.id, {}).values()):
+                if child.kind != Kind.WHITEOUT:
+                    raise OSError(39, "folder is not empty", os.fsdecode(name))
+                step.remove(child)
+            marker = node.remote.key if node.remote is not None else node.lower
+            covers = node.covers or node.remote is not None or node.id in state.attempt_of
+            step.remove(node)
+        else:
+            marker, covers = None if parent.lower is None else parent.lower + name + b"/", True
+        if marker is not None:
+            self._doom(step, state, marker, EMPTY)
+        if covers and parent.lower is not None:
+            step.put(Node(0, parent.id, name, Kind.WHITEOUT, ctime_ns=self.now_ns(), generation=1))
+
+    def _place(
+        self, step: Step, node: Node, parent: Node, name: bytes, *, covers: bool, keep_remote: bool = False
+    ) -> None:
+        """Put a node that was taken from its slot into another."""
+        now_ns = self.now_ns()
+        moved = msgspec.structs.replace(
+            node, parent=parent.id, name=name, ctime_ns=now_ns, covers=covers, writer=self.writer,
+            remote=node.remote if keep_remote else None,
+            moving=node.kind == Kind.DIRECTORY,
+            dirty_since_ns=node.dirty_since_ns or now_ns,
+            generation=node.generation + 1,
+        )  # fmt: skip
+        step.put(moved)
+
+    def _keep_folder(self, step: Step, state: State, folder: Node) -> None:
+        """Make sure that a folder that may just have lost its last key gets a marker."""
+        folder = state.by_id[folder.id]
+        if folder.id == ROOT_ID or folder.is_dirty or folder.remote is not None:
+            return
+        step.put(
+            msgspec.structs.replace(
+                folder, dirty_since_ns=self.now_ns(), generation=folder.generation + 1, writer=self.writer
+            )
+        )
+
+    def _doom(self, step: Step, state: State, key: bytes, etag: str) -> None:
+        known = state.doomed.get(key)
+        if known is None or known.etag != etag:
+            recheck = known is not None and known.recheck
+            step.put(Doomed(key, etag, self.now_ns(), recheck=recheck, writer=self.writer))

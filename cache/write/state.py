@@ -1,0 +1,225 @@
+"""What the write side knows, in memory: the tree, objects to delete, uploads begun, and the orders and sums over them.
+
+Pure: no I/O, no clock, no locks (`Ledger` holds the lock). Everything changes through `put` and `remove`, which keep the
+derived indexes right and give back what was there before. `validate` computes them anew; tests call it often.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from .nodes import ROOT_ID, Attempt, Doomed, Entry, Kind, Node, Writer, node_key
+
+
+@dataclass(frozen=True, slots=True)
+class Below:
+    """No node decides this path: the listing of the under store does. `key` is what to look for there, as file or folder."""
+
+    key: bytes
+
+
+class State:
+    """`prefix` is the key prefix of the mount, empty or ending in a slash."""
+
+    def __init__(self, prefix: bytes) -> None:
+        self.prefix = prefix
+        self.root = Node(id=ROOT_ID, parent=0, name=b"", kind=Kind.DIRECTORY, mode=0o755, lower=prefix, generation=1)
+        self.children: dict[int, dict[bytes, Node]] = {}
+        self.by_id: dict[int, Node] = {ROOT_ID: self.root}
+        self.doomed: dict[bytes, Doomed] = {}
+        self.attempts: dict[str, Attempt] = {}
+        self.attempt_of: dict[int, str] = {}
+        self.writers: dict[int, Writer] = {}
+        # Ordered by when they became so: dirty nodes, clean files, whiteouts.
+        self.dirty: dict[int, None] = {}
+        self.clean: dict[int, None] = {}
+        self.whiteouts: dict[tuple[int, bytes], None] = {}
+        self.base_users: dict[bytes, set[int]] = {}
+        self.remote_holders: dict[bytes, int] = {}
+        self.dirty_bytes = 0
+        self.held_bytes = 0  # of clean nodes
+
+    # --- Changing. ---------------------------------------------------------------------------------------
+
+    def put(self, entry: Entry) -> Entry | None:
+        """Set an entry; what stood under its key before is given back."""
+        if isinstance(entry, Node):
+            return self._put_node(entry)
+        old: Entry | None
+        if isinstance(entry, Doomed):
+            old = self.doomed.get(entry.key)
+            self.doomed[entry.key] = entry
+        elif isinstance(entry, Attempt):
+            old = self.attempts.get(entry.nonce)
+            self.attempts[entry.nonce] = entry
+            self.attempt_of[entry.node] = entry.nonce
+        else:
+            old = self.writers.get(entry.number)
+            self.writers[entry.number] = entry
+        return old
+
+    def remove(self, entry: Entry) -> Entry | None:
+        """Remove what stands under the entry's key, and give it back."""
+        if isinstance(entry, Node):
+            return self._remove_node(entry.parent, entry.name)
+        if isinstance(entry, Doomed):
+            return self.doomed.pop(entry.key, None)
+        if isinstance(entry, Attempt):
+            if self.attempt_of.get(entry.node) == entry.nonce:
+                del self.attempt_of[entry.node]
+            return self.attempts.pop(entry.nonce, None)
+        return self.writers.pop(entry.number, None)
+
+    def remove_key(self, key: bytes) -> Entry | None:
+        """`remove` by record key."""
+        found = self.find(key)
+        return None if found is None else self.remove(found)
+
+    def find(self, key: bytes) -> Entry | None:
+        kind, rest = key[:1], key[1:]
+        if kind == b"n":
+            return self.child(int.from_bytes(rest[:8], "big"), rest[8:])
+        if kind == b"d":
+            return self.doomed.get(rest)
+        if kind == b"a":
+            return self.attempts.get(rest.decode())
+        return self.writers.get(int(rest))
+
+    def _put_node(self, node: Node) -> Node | None:
+        folder = self.children.setdefault(node.parent, {})
+        old = folder.get(node.name)
+        if old is not None:
+            # The order of `dirty` and `clean` is the order of becoming so: a node that stays dirty keeps its place.
+            self._forget(old, keep_order=old.id == node.id and old.kind == node.kind)
+        folder[node.name] = node
+        self._note(node)
+        return old
+
+    def _remove_node(self, parent: int, name: bytes) -> Node | None:
+        folder = self.children.get(parent)
+        old = folder.pop(name, None) if folder else None
+        if old is None:
+            return None
+        if not folder:
+            del self.children[parent]
+        self._forget(old, keep_order=False)
+        return old
+
+    def _note(self, node: Node) -> None:
+        if node.kind == Kind.WHITEOUT:
+            self.whiteouts[node.parent, node.name] = None
+            return
+        self.by_id[node.id] = node
+        if node.is_dirty:
+            self.clean.pop(node.id, None)
+            if node.is_recorded:
+                self.dirty.setdefault(node.id)
+            self.dirty_bytes += node.stored_bytes
+        else:
+            self.dirty.pop(node.id, None)
+            if node.is_recorded and node.kind != Kind.DIRECTORY:
+                self.clean.setdefault(node.id)
+            self.held_bytes += node.stored_bytes
+        if node.base is not None:
+            self.base_users.setdefault(node.base.key, set()).add(node.id)
+        if node.remote is not None:
+            self.remote_holders[node.remote.key] = node.id
+
+    def _forget(self, node: Node, *, keep_order: bool) -> None:
+        if node.kind == Kind.WHITEOUT:
+            self.whiteouts.pop((node.parent, node.name), None)
+            return
+        if node.is_dirty:
+            self.dirty_bytes -= node.stored_bytes
+        else:
+            self.held_bytes -= node.stored_bytes
+        if self.by_id.get(node.id) is node:
+            del self.by_id[node.id]
+            if not keep_order:
+                self.dirty.pop(node.id, None)
+                self.clean.pop(node.id, None)
+        if node.base is not None:
+            users = self.base_users[node.base.key]
+            users.discard(node.id)
+            if not users:
+                del self.base_users[node.base.key]
+        if node.remote is not None and self.remote_holders.get(node.remote.key) == node.id:
+            del self.remote_holders[node.remote.key]
+
+    # --- Asking. -----------------------------------------------------------------------------------------
+
+    def child(self, parent: int, name: bytes) -> Node | None:
+        folder = self.children.get(parent)
+        return folder.get(name) if folder else None
+
+    def resolve(self, path: bytes) -> Node | Below | None:
+        """What stands at a path: a node, nothing (None), or what the listing has there (`Below`)."""
+        node = self.root
+        if not path:
+            return node
+        names = path.split(b"/")
+        for depth, name in enumerate(names):
+            if node.kind != Kind.DIRECTORY:
+                return None
+            child = self.child(node.id, name)
+            if child is None:
+                return None if node.lower is None else Below(node.lower + b"/".join(names[depth:]))
+            if child.kind == Kind.WHITEOUT:
+                return None
+            node = child
+        return node
+
+    def path_of(self, node: Node) -> bytes | None:
+        """The path of a node in the mount; None for one that hangs below a node that is gone."""
+        names = []
+        while node.id != ROOT_ID:
+            names.append(node.name)
+            parent = self.by_id.get(node.parent)
+            if parent is None:
+                return None
+            node = parent
+        return b"/".join(reversed(names))
+
+    def key_of(self, node: Node) -> bytes | None:
+        """The object key that belongs to a node's present path; for a folder, of its marker (ends in a slash)."""
+        path = self.path_of(node)
+        if path is None:
+            return None
+        key = self.prefix + path
+        return key + b"/" if node.kind == Kind.DIRECTORY and key and not key.endswith(b"/") else key
+
+    def below(self, node: Node) -> Iterator[Node]:
+        """All nodes below a folder node, whiteouts too, parents before children."""
+        stack = [node.id]
+        while stack:
+            for child in list(self.children.get(stack.pop(), {}).values()):
+                yield child
+                if child.kind == Kind.DIRECTORY:
+                    stack.append(child.id)
+
+    def validate(self) -> None:
+        """Raise AssertionError if any derived index is not what the entries say."""
+        nodes = [node for folder in self.children.values() for node in folder.values()]
+        real = [node for node in nodes if node.kind != Kind.WHITEOUT]
+        for parent, folder in self.children.items():
+            assert folder, f"empty child table of {parent}"
+            for name, node in folder.items():
+                assert (node.parent, node.name) == (parent, name)
+        assert self.by_id == {node.id: node for node in real} | {ROOT_ID: self.root}
+        assert set(self.whiteouts) == {(n.parent, n.name) for n in nodes if n.kind == Kind.WHITEOUT}
+        assert set(self.dirty) == {n.id for n in real if n.is_dirty and n.is_recorded}
+        files = [n for n in real if n.is_recorded and n.kind != Kind.DIRECTORY]
+        assert set(self.clean) == {n.id for n in files if not n.is_dirty}
+        assert self.dirty_bytes == sum(n.stored_bytes for n in real if n.is_dirty)
+        assert self.held_bytes == sum(n.stored_bytes for n in real if not n.is_dirty)
+        users: dict[bytes, set[int]] = {}
+        for node in real:
+            if node.base is not None:
+                users.setdefault(node.base.key, set()).add(node.id)
+        assert self.base_users == users
+        for key, holder in self.remote_holders.items():
+            remote = self.by_id[holder].remote
+            assert remote is not None
+            assert remote.key == key
+        assert set(self.attempt_of.values()) <= set(self.attempts)
+        for node in nodes:
+            assert self.find(node_key(node.parent, node.name)) is node

@@ -1,0 +1,582 @@
+"""One upload: from a durable node to a verified object, and what becomes of uploads that ended unclearly.
+
+docs/design/0001-write-path.md gives the order of steps and why; this file is steps 2 to 7 of writeback.
+"""
+
+import asyncio
+import hashlib
+import logging
+import os
+import secrets
+import socket
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+
+import msgspec
+
+from ...errors import BaseGone, DirtyDataMissing, ObjectChanged, ObjectNotFound, StoreError, StoreUnavailable
+from ...tiers.durable import DurableFile, DurableTier
+from ...tiers.understore import Buffer, MultipartStore, ObjectInfo, UploadedPart
+from ...tiers.version import ObjectVersion
+from .budget import ByteBudget
+from .drafts import Draft, Watch
+from .extents import Extents
+from .ledger import Ledger, Step
+from .nodes import EMPTY, OURS, Attempt, Doomed, Kind, Node, Remote
+from .object_metadata import TAG, metadata_of
+from .operations import Operations
+from .options import OnConflict, WriteOptions
+from .parts import Part, plan_parts
+from .state import State
+
+logger = logging.getLogger(__name__)
+
+ReadBase = Callable[[ObjectVersion, int, int], Awaitable[Buffer]]
+
+# Where one of two exchanged files waits while the other takes its key; below the prefix of the mount, never shown.
+EXCHANGE = b".forebay/exchange/"
+# Above this a checksum is computed in a thread.
+MD5_INLINE_BYTES = 256 * 1024
+
+
+class Disturbed(Exception):
+    """The file was changed, moved or deleted while it was being uploaded; nothing was published. Not a failure."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What an upload sends, fixed when it begins. `expected`: etag that the key must have, None for no object."""
+
+    node: Node
+    attempt: Attempt
+    expected: str | None
+
+
+@dataclass(slots=True)
+class UploadCounts:
+    files: int = 0
+    sent_bytes: int = 0
+    copied_bytes: int = 0
+    conflicts: int = 0
+    disturbed: int = 0
+    unclear: int = 0
+
+
+@dataclass(slots=True)
+class Uploads:
+    """`busy_keys` are keys with a publish or delete on its way; `watches` are files whose bytes are being read."""
+
+    ledger: Ledger
+    operations: Operations
+    tier: DurableTier
+    store: MultipartStore
+    options: WriteOptions
+    read_base: ReadBase
+    drafts: dict[int, Draft]
+    budget: ByteBudget
+    counts: UploadCounts = field(default_factory=UploadCounts)
+    busy_keys: set[bytes] = field(default_factory=set)
+    active: set[str] = field(default_factory=set)
+    watches: dict[int, Watch] = field(default_factory=dict)
+    uploading_bytes: dict[int, int] = field(default_factory=dict)
+
+    async def upload(self, node_id: int) -> bool:
+        """Bring one dirty node into the under store; False if it must wait for another, or was left alone.
+
+        Raises StoreError or TierError; the node is then as dirty as before, and an attempt of unknown outcome may be left
+        for `settle`.
+        """
+        left = self.ledger.state.attempt_of.get(node_id)
+        if left is not None:
+            if left in self.active:
+                return False
+            await self.settle(self.ledger.state.attempts[left])
+        watch = self._watch(node_id)
+        if watch is None:
+            return False
+        try:
+            plan = await self.ledger.run_async(lambda step: self._begin(step, node_id))
+            if plan is None:
+                await self._break_cycle(node_id)
+                return False
+            watch.size = watch.limit = min(watch.limit, plan.node.size)
+            await self._run(plan, watch)
+            return True
+        finally:
+            self._unwatch(node_id, watch)
+
+    async def settle(self, attempt: Attempt) -> None:
+        """Find out what became of an attempt that nobody works on, and end it: applied, or never."""
+        if attempt.nonce in self.active or attempt.key in self.busy_keys:
+            return
+        self.active.add(attempt.nonce)
+        self.busy_keys.add(attempt.key)
+        try:
+            key = os.fsdecode(attempt.key)
+            if attempt.upload_id:
+                await self.store.abort_upload(key, attempt.upload_id)
+            else:
+                for pending in await self.store.list_uploads(key):
+                    if pending.key == key:
+                        await self.store.abort_upload(key, pending.upload_id)
+            info = await self.store.head(key)
+            if info is not None and _tag(info) == attempt.tag:
+                await self.ledger.run_async(lambda step: self._complete(step, attempt, self._remote(info)))
+            else:
+                await self.ledger.run_async(lambda step: self._drop(step, attempt, unclear=not attempt.upload_id))
+        finally:
+            self.busy_keys.discard(attempt.key)
+            self.active.discard(attempt.nonce)
+
+    # --- Beginning. --------------------------------------------------------------------------------------
+
+    def _watch(self, node_id: int) -> Watch | None:
+        """Begin to notice changes of a file's bytes; None if it has changes that are not durable yet."""
+        watch = Watch(1 << 62, 1 << 62)
+        with self.ledger.locked():
+            self.watches[node_id] = watch
+            draft = self.drafts.get(node_id)
+        if draft is not None:
+            with draft.lock:
+                if draft.is_changed:
+                    self.watches.pop(node_id, None)
+                    return None
+                draft.watch = watch
+                watch.size = watch.limit = draft.size
+        return watch
+
+    def _unwatch(self, node_id: int, watch: Watch) -> None:
+        with self.ledger.locked():
+            if self.watches.get(node_id) is watch:
+                del self.watches[node_id]
+            draft = self.drafts.get(node_id)
+        if draft is not None and draft.watch is watch:
+            draft.watch = None
+
+    def _begin(self, step: Step, node_id: int) -> Plan | None:
+        state = self.ledger.state
+        node = state.by_id.get(node_id)
+        if node is None or not node.is_dirty:
+            return None
+        key = state.key_of(node)
+        if key is None or key in self.busy_keys or state.base_users.get(key, set()) - {node_id}:
+            return None
+        attempt = Attempt(
+            secrets.token_hex(6), node_id, node.generation, key, self.operations.now_ns(), writer=self.operations.writer
+        )
+        step.put(attempt)
+        return Plan(node, attempt, _expected(state, node, key))
+
+    async def _break_cycle(self, node_id: int) -> None:
+        """Where files wait for each other's keys in a ring (an exchange), copy one base aside.
+
+        The copy is doomed before it is made, so that a crash leaves nothing; it goes when no node has it as base.
+        """
+        with self.ledger.locked() as state:
+            waiter = _in_ring(state, node_id)
+            if waiter is None or waiter.base is None:
+                return
+            aside = state.prefix + EXCHANGE + secrets.token_hex(8).encode()
+            self.busy_keys.add(aside)
+        try:
+            doomed = Doomed(aside, OURS, self.operations.now_ns(), writer=self.operations.writer)
+            await self.ledger.run_async(lambda step: step.put(doomed))
+            base = waiter.base
+            info = await self.store.copy(base.version(self.store.id), os.fsdecode(aside), metadata={TAG: "exchange"})
+            copied = self._remote(info)
+
+            def use(step: Step) -> None:
+                node = self.ledger.state.by_id.get(waiter.id)
+                if node is not None and node.base == base:
+                    step.put(msgspec.structs.replace(node, base=copied))
+                    draft = self.drafts.get(node.id)
+                    if draft is not None:
+                        draft.rebased[base] = copied
+
+            await self.ledger.run_async(use)
+        finally:
+            self.busy_keys.discard(aside)
+
+    # --- Sending. ----------------------------------------------------------------------------------------
+
+    async def _run(self, plan: Plan, watch: Watch) -> None:
+        attempt = plan.attempt
+        self.active.add(attempt.nonce)
+        self.busy_keys.add(attempt.key)
+        published = False
+        try:
+            expected = await self._resolve_expected(plan)
+            info = await self._send(plan, expected, watch)
+            published = True
+            await self._finish(plan, info)
+        except Disturbed:
+            self.counts.disturbed += 1
+            await self.ledger.run_async(lambda step: self._drop(step, attempt, unclear=False))
+        except ObjectChanged as error:
+            await self._lost_condition(plan, error)
+        except StoreUnavailable:
+            # It may have been applied. The attempt stays, and is settled before the next one.
+            self.counts.unclear += 1
+            raise
+        except (StoreError, DirtyDataMissing):
+            if not published:
+                await self.ledger.run_async(lambda step: self._drop(step, attempt, unclear=False))
+            raise
+        finally:
+            self.busy_keys.discard(attempt.key)
+            self.active.discard(attempt.nonce)
+            self.uploading_bytes.pop(attempt.node, None)
+
+    async def _resolve_expected(self, plan: Plan) -> str | None:
+        """The etag to expect. For a doomed key without a known etag the store is asked."""
+        if plan.expected not in (OURS, EMPTY):
+            return plan.expected
+        info = await self.store.head(os.fsdecode(plan.attempt.key))
+        if info is None:
+            return None
+        if _tag(info) is not None or (plan.expected == EMPTY and info.size == 0):
+            return info.etag
+        return None
+
+    async def _send(self, plan: Plan, expected: str | None, watch: Watch) -> ObjectInfo:
+        node, attempt = plan.node, plan.attempt
+        key = os.fsdecode(attempt.key)
+        metadata = metadata_of(node, attempt.tag)
+        if node.kind == Kind.DIRECTORY:
+            return await self._put(plan, key, b"", metadata, expected, watch)
+        if node.kind == Kind.SYMLINK:
+            return await self._put(plan, key, node.target, metadata, expected, watch)
+        if node.is_base:
+            assert node.base is not None
+            self._gate(plan, watch)
+            version = node.base.version(self.store.id)
+            try:
+                info = await self.store.copy(
+                    version, key, metadata=metadata, if_match=expected, if_absent=expected is None
+                )
+            except ObjectNotFound as error:
+                raise ObjectChanged(error.message) from error  # the source is gone: `_lost_condition` sees which it was
+            self.counts.copied_bytes += node.size
+            return info
+        if node.size <= self.options.part_bytes:
+            async with self.budget.taken(node.size):
+                data = await self._assemble(node, 0, node.size)
+                return await self._put(plan, key, data, metadata, expected, watch)
+        return await self._send_parts(plan, key, metadata, expected, watch)
+
+    async def _put(
+        self, plan: Plan, key: str, data: Buffer, metadata: dict[str, str], expected: str | None, watch: Watch
+    ) -> ObjectInfo:
+        self._gate(plan, watch)
+        info = await self.store.put(key, data, metadata=metadata, if_match=expected, if_absent=expected is None)
+        self.counts.sent_bytes += len(data)
+        # Without the MD5 as etag (encryption, other stores) a HEAD must show that it is ours and whole.
+        if info.etag != await _md5(data):
+            return await self._verified(plan, info.etag)
+        return info
+
+    async def _send_parts(
+        self, plan: Plan, key: str, metadata: dict[str, str], expected: str | None, watch: Watch
+    ) -> ObjectInfo:
+        node = plan.node
+        upload_id = await self.store.create_upload(key, metadata=metadata)
+        attempt = msgspec.structs.replace(plan.attempt, upload_id=upload_id)
+        try:
+            await self.ledger.run_async(lambda step: step.put(attempt))
+            parts = plan_parts(node.size, Extents(node.extents), node.base_limit, self.options.part_bytes)
+            done: list[UploadedPart] = []
+            self.uploading_bytes[node.id] = 0
+            turns = asyncio.Semaphore(self.options.upload_parts)
+
+            async def send(part: Part) -> None:
+                async with turns:
+                    done.append(await self._send_part(plan, key, upload_id, part, watch))
+                    self.uploading_bytes[node.id] += part.size
+
+            await _all([send(part) for part in parts])
+            self._gate(plan, watch)
+            ordered = sorted(done, key=lambda part: part.number)
+        except BaseException as error:
+            if not isinstance(error, StoreUnavailable):  # else it stays for `settle`: the store does not answer now
+                await asyncio.shield(self._abort(key, upload_id))
+            raise
+        try:
+            info = await self.store.complete_upload(
+                key, upload_id, ordered, if_match=expected, if_absent=expected is None
+            )
+        except ObjectNotFound as error:
+            # No such upload: a reply may have been lost, and the store have acted the first time.
+            raise ObjectChanged(error.message) from error
+        except ObjectChanged:
+            await self._abort(key, upload_id)
+            raise
+        return await self._verified(plan, info.etag)
+
+    async def _send_part(self, plan: Plan, key: str, upload_id: str, part: Part, watch: Watch) -> UploadedPart:
+        if watch.disturbed:
+            raise Disturbed
+        node = plan.node
+        if part.copied:
+            assert node.base is not None
+            version = node.base.version(self.store.id)
+            try:
+                sent = await self.store.copy_part(key, upload_id, part.number, version, part.offset, part.size)
+            except ObjectChanged as error:
+                raise _base_gone(node.base) from error
+            self.counts.copied_bytes += part.size
+            return sent
+        async with self.budget.taken(part.size):
+            data = await self._assemble(node, part.offset, part.size)
+            sent = await self.store.upload_part(key, upload_id, part.number, data)
+            self.counts.sent_bytes += part.size
+            return sent
+
+    async def _abort(self, key: str, upload_id: str) -> None:
+        try:
+            await self.store.abort_upload(key, upload_id)
+        except StoreError as error:
+            logger.warning("upload of %s could not be aborted, and will be later: %s", key, error)
+
+    async def _assemble(self, node: Node, offset: int, size: int) -> Buffer:
+        """Bytes of a node: from its data, its base, and zeros."""
+        parts: list[Buffer] = []
+        file: DurableFile | None = None
+        inline: bytes | None = None
+        try:
+            for start, length, stored in Extents(node.extents).pieces(offset, size):
+                if stored and node.inline:
+                    if inline is None:
+                        inline = await asyncio.to_thread(self.ledger.inline, node.data)
+                    if inline is None:
+                        raise Disturbed  # replaced by a newer state since
+                    parts.append(inline[start : start + length])
+                elif stored:
+                    if file is None:
+                        file = await asyncio.to_thread(self._open_data, node)
+                    parts.append(await asyncio.to_thread(file.read, start, length))
+                else:
+                    based = min(max(node.base_limit - start, 0), length)
+                    if based:
+                        assert node.base is not None
+                        parts.append(await self._from_base(node.base, start, based))
+                    if length > based:
+                        parts.append(bytes(length - based))
+        finally:
+            if file is not None:
+                file.close()
+        return parts[0] if len(parts) == 1 else b"".join(bytes(part) for part in parts)
+
+    def _open_data(self, node: Node) -> DurableFile:
+        try:
+            return self.tier.open(node.data)
+        except DirtyDataMissing:
+            now = self.ledger.state.by_id.get(node.id)
+            if now is None or now.data != node.data:
+                raise Disturbed from None
+            raise
+
+    async def _from_base(self, base: Remote, offset: int, size: int) -> Buffer:
+        try:
+            return await self.read_base(base.version(self.store.id), offset, size)
+        except (ObjectChanged, ObjectNotFound) as error:
+            raise _base_gone(base) from error
+
+    # --- The gate, and after. ----------------------------------------------------------------------------
+
+    def _gate(self, plan: Plan, watch: Watch) -> None:
+        """Last look before publishing: is this node still there, and were the bytes that were read left alone?"""
+        with self.ledger.locked() as state:
+            node = state.by_id.get(plan.node.id)
+            if node is None or state.key_of(node) != plan.attempt.key or watch.disturbed:
+                raise Disturbed
+            if state.base_users.get(plan.attempt.key, set()) - {node.id}:
+                raise Disturbed
+
+    async def _verified(self, plan: Plan, etag: str) -> ObjectInfo:
+        """What HEAD shows, if it is what was published; else raises StoreUnavailable, so that it is found out again."""
+        info = await self.store.head(os.fsdecode(plan.attempt.key))
+        if info is None or _tag(info) != plan.attempt.tag or info.etag != etag:
+            raise ObjectChanged(f"{os.fsdecode(plan.attempt.key)} was overwritten right after its upload")
+        expected_size = 0 if plan.node.kind == Kind.DIRECTORY else plan.node.size
+        if info.size != expected_size:
+            raise StoreUnavailable(
+                f"{os.fsdecode(plan.attempt.key)} has {info.size} bytes after an upload of {expected_size}"
+            )
+        return info
+
+    async def _finish(self, plan: Plan, info: ObjectInfo) -> None:
+        published = self._remote(info)
+        await self.ledger.run_async(lambda step: self._complete(step, plan.attempt, published))
+        draft = self.drafts.get(plan.node.id)
+        if draft is not None:
+            await asyncio.to_thread(draft.rebase)
+        self.counts.files += 1
+
+    def _complete(self, step: Step, attempt: Attempt, published: Remote) -> None:
+        """Step 7: what an attempt that was applied means for the node as it is now."""
+        state = self.ledger.state
+        step.remove(state.attempts.get(attempt.nonce, attempt))
+        node = state.by_id.get(attempt.node)
+        if node is None:
+            self._doom(step, state, published.key, published.etag)
+            return
+        fields: dict[str, object] = {}
+        if node.base is not None and node.base.key == published.key:
+            fields["base"] = published  # the version it was made from is overwritten; this one holds the same bytes
+        if state.key_of(node) != published.key:
+            self._doom(step, state, published.key, published.etag)
+        else:
+            old = node.remote
+            if old is not None and old.key != published.key and state.remote_holders.get(old.key) == node.id:
+                self._doom(step, state, old.key, old.etag)
+            doomed = state.doomed.get(published.key)
+            if doomed is not None:
+                step.remove(doomed)
+            fields["remote"] = published
+            if node.generation == attempt.generation:
+                if not node.moving:
+                    fields["dirty_since_ns"] = 0
+                if node.kind == Kind.FILE:
+                    fields["base"], fields["base_limit"] = published, published.size
+        draft = self.drafts.get(node.id)
+        if draft is not None and node.base is not None and "base" in fields:
+            draft.rebased[node.base] = published
+        if fields:
+            step.put(msgspec.structs.replace(node, **fields))
+
+    def _drop(self, step: Step, attempt: Attempt, *, unclear: bool) -> None:
+        """End an attempt that was not applied. If it may still be, its key is looked at once more later."""
+        state = self.ledger.state
+        step.remove(state.attempts.get(attempt.nonce, attempt))
+        node = state.by_id.get(attempt.node)
+        if unclear and (node is None or state.key_of(node) != attempt.key) and attempt.key not in state.doomed:
+            step.put(Doomed(attempt.key, OURS, self.operations.now_ns(), recheck=True, writer=self.operations.writer))
+
+    async def _lost_condition(self, plan: Plan, error: ObjectChanged) -> None:
+        """The key does not hold what was expected: our own upload after a lost reply, or somebody else's object."""
+        attempt = plan.attempt
+        info = await self.store.head(os.fsdecode(attempt.key))
+        if info is not None and _tag(info) == attempt.tag:
+            await self._finish(plan, info)
+            return
+        if info is not None and plan.node.kind == Kind.DIRECTORY and info.size == 0:
+            await self._finish(plan, info)  # somebody made the same folder
+            return
+        self.counts.conflicts += 1
+        base = plan.node.base
+        if plan.node.is_base and base is not None:
+            source = info if base.key == attempt.key else await self.store.head(os.fsdecode(base.key))
+            if source is None or source.etag != base.etag:
+                await self.ledger.run_async(lambda step: self._follow_source(step, plan, source))
+                return
+        await self.ledger.run_async(lambda step: self._conflict(step, plan, info))
+        logger.warning("conflict: %s (%s)", os.fsdecode(attempt.key), error)
+
+    def _follow_source(self, step: Step, plan: Plan, source: ObjectInfo | None) -> None:
+        """The object was changed or deleted by somebody else, and we had changed only its name or attributes: theirs counts."""
+        state = self.ledger.state
+        attempt = plan.attempt
+        step.remove(attempt)
+        node = state.by_id.get(attempt.node)
+        if node is None or node.base != plan.node.base or not node.is_base:
+            return
+        key = os.fsdecode(attempt.key)
+        if source is None:
+            logger.warning("conflict: %s was deleted by somebody else before it was renamed or its attributes set", key)
+            step.remove(node)
+            return
+        logger.warning("conflict: %s was replaced by somebody else; the new content is kept", key)
+        found = self._remote(source)
+        remote = found if node.remote is not None and node.remote.key == found.key else node.remote
+        step.put(msgspec.structs.replace(node, base=found, base_limit=found.size, size=found.size, remote=remote))
+
+    def _conflict(self, step: Step, plan: Plan, found: ObjectInfo | None) -> None:
+        state = self.ledger.state
+        attempt = plan.attempt
+        step.remove(attempt)
+        node = state.by_id.get(attempt.node)
+        if node is None or state.key_of(node) != attempt.key:
+            return
+        doomed = state.doomed.get(attempt.key)
+        if doomed is not None:
+            step.remove(doomed)
+        if found is None or self.options.on_conflict is OnConflict.OVERWRITE:
+            # The next attempt expects what is there now.
+            step.put(msgspec.structs.replace(node, remote=None if found is None else self._remote(found)))
+            return
+        stamp = time.strftime("%Y%m%dT%H%M%S", time.gmtime(self.operations.now_ns() / 1e9))
+        name = node.name + f".conflict-{socket.gethostname()}-{stamp}-{attempt.nonce[:4]}".encode()
+        step.remove(node)
+        step.put(msgspec.structs.replace(node, name=name, remote=None, covers=False, generation=node.generation + 1))
+
+    def _doom(self, step: Step, state: State, key: bytes, etag: str) -> None:
+        step.put(Doomed(key, etag, self.operations.now_ns(), writer=self.operations.writer))
+
+    def _remote(self, info: ObjectInfo) -> Remote:
+        return Remote(os.fsencode(info.key), info.etag, info.size, info.version_id)
+
+
+def _in_ring(state: State, node_id: int) -> Node | None:
+    """The node that `node_id` waits for, if following who waits for whom from there leads back."""
+    first: Node | None = None
+    seen: set[int] = set()
+    waiting = [node_id]
+    while waiting:
+        node = state.by_id.get(waiting.pop())
+        key = state.key_of(node) if node is not None and node.is_dirty else None
+        if node is None or key is None:
+            continue
+        for other in state.base_users.get(key, set()) - {node.id}:
+            if node.id == node_id and first is None:
+                first = state.by_id[other]
+            if other == node_id:
+                return first
+            if other not in seen:
+                seen.add(other)
+                waiting.append(other)
+    return None
+
+
+def _base_gone(base: Remote) -> BaseGone:
+    return BaseGone(
+        f"the version {base.etag} of {os.fsdecode(base.key)} that was changed in part is no longer in the bucket",
+        remedy="restore that version, or write the file anew",
+    )
+
+
+def _tag(info: ObjectInfo) -> str | None:
+    return next((value for name, value in info.metadata.items() if name.lower() == TAG), None)
+
+
+def _expected(state: State, node: Node, key: bytes) -> str | None:
+    """What the key is believed to hold: an etag, OURS or EMPTY (see Doomed), or None for no object."""
+    if node.remote is not None and node.remote.key == key:
+        return node.remote.etag
+    holder = state.remote_holders.get(key)
+    if holder is not None:
+        remote = state.by_id[holder].remote
+        assert remote is not None
+        return remote.etag
+    doomed = state.doomed.get(key)
+    return None if doomed is None else doomed.etag
+
+
+async def _md5(data: Buffer) -> str:
+    digest = hashlib.md5(usedforsecurity=False)
+    if len(data) > MD5_INLINE_BYTES:
+        await asyncio.to_thread(digest.update, data)
+    else:
+        digest.update(data)
+    return digest.hexdigest()
+
+
+async def _all(work: list[Awaitable[None]]) -> None:
+    """Do all; on the first failure cancel the rest, wait for them, and raise that failure alone."""
+    tasks = [asyncio.ensure_future(one) for one in work]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

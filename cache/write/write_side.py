@@ -1,0 +1,449 @@
+"""The write side of a mount, whole: names, open files, writeback, recovery.
+
+Paths are bytes below the mount, without a leading slash. Where no node decides what a path is, the caller says what the
+listing of the under store shows there (`shown`): asking it can take a round trip, and is done before. Operations block
+until what they changed is durable (a few hundred microseconds on a local disk); they may be called from any thread. Waiting
+for the under store happens in coroutines only.
+
+    side = WriteSide(...)
+    async with side:
+        file = side.create(b"a/b.pt", Attributes(0o644, 0, 0))
+        file.write(0, data)
+        file.sync()                  # durable: survives kill -9
+        await side.flush()           # clean: in the bucket, verified
+"""
+
+import asyncio
+import dataclasses
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import TracebackType
+
+from ...errors import BaseGone, Incomplete, ObjectChanged, ObjectNotFound, TierFull
+from ...tiers.durable import DurableTier
+from ...tiers.understore import Buffer, MultipartStore
+from .budget import ByteBudget
+from .deletions import Deletions
+from .drafts import Pieces
+from .ledger import Ledger, Step
+from .nodes import Kind, Node
+from .object_metadata import fits
+from .open_files import OpenFile, OpenFiles
+from .operations import Attributes, Operations, Shown
+from .options import WriteOptions
+from .records.store import Records
+from .recovery import Recovered, recover
+from .relocation import Relocation
+from .state import Below, State
+from .uploads import ReadBase, UploadCounts, Uploads
+from .writeback import Writeback
+
+logger = logging.getLogger(__name__)
+
+# What files and folders of the listing are taken to have, unless the mount says otherwise.
+LISTED_FILE = Attributes(0o644, 0, 0)
+LISTED_FOLDER = Attributes(0o755, 0, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class WriteStatus:
+    """What `forebay status` shows. Rates are for the one who asks twice. `oldest_age_s` is 0 when nothing is dirty."""
+
+    tier: str
+    records: str
+    dirty_files: int
+    dirty_bytes: int
+    buffered_bytes: int
+    held_bytes: int
+    oldest_age_s: float
+    doomed: int
+    running: int
+    open_files: int
+    failures: tuple[str, ...]
+    paused: str
+    counts: UploadCounts
+    deleted: int
+    spared: int
+
+
+@dataclass(frozen=True, slots=True)
+class Whereabouts:
+    """Where one file is durable. `state` is buffered, durable, uploading or clean; `key` is where it is or will be."""
+
+    path: bytes
+    state: str
+    size: int
+    dirty_since_ns: int
+    stored_bytes: int
+    stored_in: str
+    key: bytes
+    etag: str
+    sent_bytes: int
+    failure: str
+
+
+class WriteSide:
+    def __init__(
+        self,
+        *,
+        tier: DurableTier,
+        records: Records,
+        store: MultipartStore,
+        prefix: bytes = b"",
+        options: WriteOptions | None = None,
+        file_attributes: Attributes = LISTED_FILE,
+        folder_attributes: Attributes = LISTED_FOLDER,
+        read_base: ReadBase | None = None,
+        now_ns: Callable[[], int] = time.time_ns,
+        writer: int = 1,
+    ) -> None:
+        """Starts nothing and does no I/O. `read_base` reads object versions (through the cache, if given); it stays the caller's."""
+        self.options = options or WriteOptions()
+        self.tier = tier
+        self.records = records
+        self.store = store
+        self.state = State(prefix)
+        self.ledger = Ledger(self.state, records)
+        self.operations = Operations(writer, now_ns, file_attributes, folder_attributes)
+        self._now_ns = now_ns
+        self._read_base: ReadBase = read_base or store.get_range
+        self.files = OpenFiles(self.ledger, self.operations, tier, self.options, {}, self._wake)
+        self.uploads = Uploads(
+            self.ledger, self.operations, tier, store, self.options, self._read_base, self.files.drafts,
+            ByteBudget(self.options.upload_parts * self.options.part_bytes), watches=self.files.watches,
+        )  # fmt: skip
+        self.deletions = Deletions(self.ledger, store, self.options, now_ns, self._keys_read, self.uploads.busy_keys)
+        self.relocation = Relocation(self.ledger, self.operations, store)
+        self.writeback = Writeback(
+            self.ledger, self.uploads, self.deletions, self.relocation, self.options, now_ns,
+            self._sync_open, self._writer_count,
+        )  # fmt: skip
+        self._task: asyncio.Task[None] | None = None
+
+    # --- Life. -------------------------------------------------------------------------------------------
+
+    async def __aenter__(self) -> "WriteSide":
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def start(self) -> Recovered:
+        """Recover what the last process left, and begin to write back. Raises MetadataUnavailable, TierFailed."""
+        own = f"{self.operations.writer:x}-" if self.records.is_shared else None
+        recovered = await asyncio.to_thread(recover, self.ledger, self.tier, self.records, own_prefix=own)
+        if recovered.dirty_files or recovered.doomed or recovered.attempts:
+            logger.info(
+                "recovered %d dirty files (%d bytes), %d deletions and %d uploads begun",
+                recovered.dirty_files, recovered.dirty_bytes, recovered.doomed, recovered.attempts,
+            )  # fmt: skip
+        self._task = asyncio.create_task(self.writeback.run(), name="writeback")
+        return recovered
+
+    async def close(self) -> None:
+        """Stop writing back and close tier and records. What is dirty stays durable, and is found by the next `start`."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+            self._task = None
+        for draft in list(self.files.drafts.values()):
+            draft.close()
+        await asyncio.to_thread(self.records.close)
+        await asyncio.to_thread(self.tier.close)
+
+    # --- Names. ------------------------------------------------------------------------------------------
+
+    def resolve(self, path: bytes) -> Node | Below | None:
+        """What stands at a path: a node, nothing, or what the listing has under a key (`Below`)."""
+        with self.ledger.locked() as state:
+            return state.resolve(path)
+
+    def create(self, path: bytes, attributes: Attributes, shown: Shown = None) -> OpenFile:
+        """Make an empty file and open it. Buffered until its first sync. Raises FileExistsError, FileNotFoundError, NotADirectoryError."""
+
+        def operation(step: Step) -> OpenFile:
+            node = self.operations.create(step, self.state, path, attributes, shown)
+            return self.files.open_locked(node, writable=True)
+
+        return self.ledger.run(operation)
+
+    def open(self, path: bytes, shown: Shown = None, *, writable: bool, truncate: bool = False) -> OpenFile:
+        """Open a file that has a node, or that the listing shows. With `truncate` the old content stays safe until a sync.
+
+        Raises FileNotFoundError, IsADirectoryError.
+        """
+
+        def operation(step: Step) -> OpenFile:
+            node = self.operations.node_at(step, self.state, path, shown)
+            if node.kind == Kind.DIRECTORY:
+                raise IsADirectoryError(path)
+            return self.files.open_locked(node, writable=writable)
+
+        file = self.ledger.run(operation)
+        if truncate:
+            file.truncate(0)
+        return file
+
+    def open_node(self, node_id: int, *, writable: bool) -> OpenFile:
+        """Open by node. Raises FileNotFoundError."""
+        with self.ledger.locked() as state:
+            node = state.by_id.get(node_id)
+            if node is None:
+                raise FileNotFoundError(f"node {node_id:x}")
+            return self.files.open_locked(node, writable=writable)
+
+    def mkdir(self, path: bytes, attributes: Attributes, shown: Shown = None) -> Node:
+        node = self.ledger.run(lambda step: self.operations.mkdir(step, self.state, path, attributes, shown))
+        self._wake()
+        return node
+
+    def symlink(self, path: bytes, target: bytes, attributes: Attributes, shown: Shown = None) -> Node:
+        node = self.ledger.run(lambda step: self.operations.symlink(step, self.state, path, target, attributes, shown))
+        self._wake()
+        return node
+
+    def unlink(self, path: bytes, shown: Shown = None) -> None:
+        """Remove a file or link. Raises FileNotFoundError, IsADirectoryError."""
+
+        def operation(step: Step) -> Node | None:
+            return self.operations.unlink(step, self.state, path, shown, keep_inline=self._is_open(path))
+
+        self._discard(self.ledger.run(operation))
+        self._wake()
+
+    def rmdir(self, path: bytes, shown: Shown = None) -> None:
+        """Remove a folder that is empty; the caller has seen that the listing shows nothing in it. Raises OSError ENOTEMPTY."""
+        self.ledger.run(lambda step: self.operations.rmdir(step, self.state, path, shown))
+        self._wake()
+
+    def rename(
+        self, old: bytes, new: bytes, shown_old: Shown = None, shown_new: Shown = None, *, replace: bool = True
+    ) -> None:
+        """Move a file, link or folder onto a name, atomically for every mount. Raises what rename(2) says."""
+        found = self.resolve(old)
+        if isinstance(found, Node) and (draft := self.files.drafts.get(found.id)) is not None:
+            # Else a crash could leave the new name without the content that the old one had.
+            self.files.sync(draft)
+
+        def operation(step: Step) -> Node | None:
+            return self.operations.rename(
+                step, self.state, old, new, shown_old, shown_new, keep_inline=self._is_open(new), replace=replace
+            )
+
+        self._discard(self.ledger.run(operation))
+        self._wake()
+
+    def exchange(self, first: bytes, second: bytes, shown_first: Shown = None, shown_second: Shown = None) -> None:
+        """Swap two names, atomically."""
+        for path in (first, second):
+            found = self.resolve(path)
+            if isinstance(found, Node) and (draft := self.files.drafts.get(found.id)) is not None:
+                self.files.sync(draft)
+        self.ledger.run(
+            lambda step: self.operations.exchange(step, self.state, first, second, shown_first, shown_second)
+        )
+        self._wake()
+
+    def set_attributes(
+        self, path: bytes, shown: Shown = None, *, mode: int | None = None, uid: int | None = None,
+        gid: int | None = None, mtime_ns: int | None = None,
+    ) -> Node:  # fmt: skip
+        """Change what is given; `mode` is permission bits."""
+        given = {"mode": mode, "uid": uid, "gid": gid, "mtime_ns": mtime_ns}
+
+        def operation(step: Step) -> Node:
+            node = self.operations.node_at(step, self.state, path, shown)
+            draft = self.files.drafts.get(node.id)
+            if draft is not None and mtime_ns is not None:
+                draft.mtime_ns = mtime_ns
+            return self.operations.change(
+                step, node, **{name: value for name, value in given.items() if value is not None}
+            )
+
+        node = self.ledger.run(operation)
+        self._wake()
+        return node
+
+    def set_xattr(self, path: bytes, name: bytes, value: bytes | None, shown: Shown = None) -> None:
+        """Set or (None) remove an extended attribute. Raises OSError ENOSPC beyond what object metadata holds, ENODATA."""
+
+        def operation(step: Step) -> None:
+            node = self.operations.node_at(step, self.state, path, shown)
+            xattrs = dict(node.xattrs or {})
+            if value is not None:
+                xattrs[name] = value
+                if not fits(xattrs):
+                    raise OSError(28, "extended attributes do not fit into object metadata (2 KiB)")
+            elif xattrs.pop(name, None) is None:
+                raise OSError(61, "no such extended attribute")
+            self.operations.change(step, node, xattrs=xattrs or None)
+
+        self.ledger.run(operation)
+        self._wake()
+
+    # --- Bytes. ------------------------------------------------------------------------------------------
+
+    def has_room(self, size: int) -> bool:
+        """Whether `size` more dirty bytes may be written now; if not, `wait_for_room`."""
+        return (
+            self.state.dirty_bytes + self.files.buffered_bytes + size <= self.options.max_dirty_bytes
+            and len(self.state.dirty) < self.options.max_dirty_files
+        )
+
+    async def wait_for_room(self, size: int) -> None:
+        """Hold a writer until there is room. Raises TierFull after `dirty_wait_s`."""
+        deadline = time.monotonic() + self.options.dirty_wait_s
+        while not self.has_room(size):
+            if time.monotonic() >= deadline:
+                raise TierFull(
+                    f"{self.state.dirty_bytes} bytes in {len(self.state.dirty)} files wait for the bucket, "
+                    f"and none left within {self.options.dirty_wait_s:g} s",
+                    remedy=self.writeback.paused_reason or "raise --max-dirty-size or wait for the writeback",
+                )
+            self.writeback.wake()
+            await self.writeback.changed()
+
+    async def fetch(self, file: OpenFile, offset: int, size: int) -> Buffer:
+        """Read a range, fetching what must come from the base version. Raises StoreError kinds, BaseGone."""
+        while True:
+            found = file.read(offset, size)
+            if not isinstance(found, Pieces):
+                return found
+            version = found.base.version(self.store.id)
+            try:
+                parts = [
+                    bytes(await self._read_base(version, *part)) if isinstance(part, tuple) else bytes(part)
+                    for part in found.parts
+                ]
+                return b"".join(parts)
+            except (ObjectChanged, ObjectNotFound) as error:
+                # Our own upload may have overwritten the base a moment ago, and not be noted yet.
+                await asyncio.to_thread(file.draft.rebase)
+                if file.draft.base == found.base:
+                    if found.base.key not in self.uploads.busy_keys:
+                        raise BaseGone(
+                            f"the version {version.etag} of {version.key} is no longer in the bucket",
+                            remedy="open the file again",
+                        ) from error
+                    await self.writeback.changed()
+
+    # --- Waiting and seeing. -----------------------------------------------------------------------------
+
+    async def flush(self, path: bytes | None = None, *, timeout_s: float | None = None) -> None:
+        """Return when everything at and below `path` that is durable now is clean. Raises Incomplete at the time-out."""
+        for draft in list(self.files.drafts.values()):
+            if draft.writers and self._is_below(draft.node_id, path):
+                await asyncio.to_thread(self.files.sync, draft)
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        while True:
+            with self.ledger.locked() as state:
+                left = [node_id for node_id in state.dirty if path is None or self._is_below(node_id, path)]
+                prefix = state.prefix if path is None else state.prefix + path
+                doomed = [d for d in state.doomed.values() if d.key.startswith(prefix) and not d.recheck]
+                attempts = list(state.attempts) if path is None else []
+            if not left and not doomed and not attempts:
+                return
+            if deadline is not None and time.monotonic() >= deadline:
+                raise Incomplete(self._unfinished(left, len(doomed)), remedy="see `forebay writeback list`")
+            self.writeback.urgent.update(left)
+            try:
+                self.writeback.wake()
+                await self.writeback.changed()
+            finally:
+                self.writeback.urgent.difference_update(left)
+
+    def status(self) -> WriteStatus:
+        with self.ledger.locked() as state:
+            oldest = min((state.by_id[i].dirty_since_ns for i in list(state.dirty)[:1000]), default=0)
+            return WriteStatus(
+                tier=self.tier.label, records=self.records.label,
+                dirty_files=len(state.dirty), dirty_bytes=state.dirty_bytes,
+                buffered_bytes=self.files.buffered_bytes, held_bytes=state.held_bytes,
+                oldest_age_s=max(self._now_ns() - oldest, 0) / 1e9 if oldest else 0.0,
+                doomed=len(state.doomed), running=len(self.writeback.running), open_files=len(self.files.drafts),
+                failures=tuple(f"{self._name(w)}: {f.reason}" for w, f in self.writeback.failures.items() if f.tries)[:100],
+                paused=self.writeback.paused_reason if time.monotonic() < self.writeback.paused_until else "",
+                counts=dataclasses.replace(self.uploads.counts),
+                deleted=self.deletions.deleted, spared=self.deletions.spared,
+            )  # fmt: skip
+
+    def whereabouts(self, path: bytes) -> Whereabouts | None:
+        """Where a file is durable; None if no node decides (then the under store has it, or there is none)."""
+        with self.ledger.locked() as state:
+            node = state.resolve(path)
+            if not isinstance(node, Node):
+                return None
+            attempt = state.attempt_of.get(node.id)
+            draft = self.files.drafts.get(node.id)
+            if draft is not None and draft.is_changed:
+                name = "buffered"
+            elif attempt is not None and attempt in self.uploads.active:
+                name = "uploading"
+            else:
+                name = "durable" if node.is_dirty else "clean"
+            failure = self.writeback.failures.get(node.id)
+            return Whereabouts(
+                path=path, state=name, size=node.size if draft is None else draft.size,
+                dirty_since_ns=node.dirty_since_ns, stored_bytes=node.stored_bytes,
+                stored_in=self.records.label if node.inline else self.tier.label if node.data else "",
+                key=state.key_of(node) or b"", etag=node.remote.etag if node.remote is not None else "",
+                sent_bytes=self.uploads.uploading_bytes.get(node.id, 0),
+                failure=failure.reason if failure is not None and failure.tries else "",
+            )  # fmt: skip
+
+    # --- Inside. -----------------------------------------------------------------------------------------
+
+    def _wake(self) -> None:
+        self.writeback.wake()
+
+    def _is_open(self, path: bytes) -> bool:
+        node = self.state.resolve(path)
+        return isinstance(node, Node) and node.id in self.files.drafts
+
+    def _discard(self, node: Node | None) -> None:
+        """A node went: so does its data, or when the last handle goes."""
+        if node is None:
+            return
+        with self.ledger.locked():
+            draft = self.files.drafts.get(node.id)
+            if draft is not None:
+                draft.unlinked = True
+        if draft is None and node.data and not node.inline:
+            self.files.delete_data(node.data)
+
+    def _keys_read(self) -> set[bytes]:
+        """Keys whose objects open files still read from. Wants the ledger's lock."""
+        return {draft.base.key for draft in self.files.drafts.values() if draft.base is not None}
+
+    def _writer_count(self, node_id: int) -> int:
+        draft = self.files.drafts.get(node_id)
+        return draft.writers if draft is not None else 0
+
+    async def _sync_open(self, node_id: int) -> None:
+        draft = self.files.drafts.get(node_id)
+        if draft is not None:
+            await asyncio.to_thread(self.files.sync, draft)
+
+    def _is_below(self, node_id: int, path: bytes | None) -> bool:
+        if not path:
+            return True
+        node = self.state.by_id.get(node_id)
+        found = self.state.path_of(node) if node is not None else None
+        return found is not None and (found == path or found.startswith(path + b"/"))
+
+    def _name(self, what: object) -> str:
+        node = self.state.by_id.get(what) if isinstance(what, int) else None
+        return repr(self.state.path_of(node)) if node is not None else str(what)
+
+    def _unfinished(self, left: list[int], doomed: int) -> str:
+        reasons = []
+        for node_id in left[:3]:
+            failure = self.writeback.failures.get(node_id)
+            reasons.append(f"{self._name(node_id)} ({failure.reason if failure else 'waits'})")
+        more = f" and {len(left) - 3} more" if len(left) > 3 else ""
+        return f"{len(left)} files are not in the bucket yet, {doomed} objects not deleted: {', '.join(reasons)}{more}"

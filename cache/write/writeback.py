@@ -1,0 +1,235 @@
+"""The background of the write side: chooses what to upload, delete and move next, and keeps at it.
+
+Order is by age, oldest first, with bounded numbers at a time. What fails is tried again with growing pauses, for as long as
+it takes; when the store does not answer at all, everything pauses together, because asking for each file would change
+nothing. Every task belongs to the task group of `run`, and ends with it.
+"""
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+
+from ...errors import ForebayError, StoreUnavailable
+from .deletions import Deletions
+from .ledger import Ledger
+from .nodes import Doomed, Kind
+from .options import WriteOptions
+from .relocation import Relocation
+from .uploads import Uploads
+
+logger = logging.getLogger(__name__)
+
+# Entries looked at in one round; what is blocked or pausing at the head of the queue costs a look each time.
+SCAN = 2000
+ROUND_S = 0.25
+# A failure is logged the first time, and then once in this many.
+LOG_EVERY = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why something is not in the under store yet. `next_try` is on the monotonic clock."""
+
+    reason: str
+    tries: int
+    next_try: float
+
+
+@dataclass(slots=True)
+class Writeback:
+    """`open_ids` gives the files open for writing. `wake` may be called from any thread."""
+
+    ledger: Ledger
+    uploads: Uploads
+    deletions: Deletions
+    relocation: Relocation
+    options: WriteOptions
+    now_ns: Callable[[], int]
+    sync_open: Callable[[int], Awaitable[None]]
+    writer_count: Callable[[int], int]
+    failures: dict[object, Failure] = field(default_factory=dict)
+    # Nodes that somebody waits for: no delay for them, though they be open.
+    urgent: set[int] = field(default_factory=set)
+    paused_until: float = 0.0
+    paused_reason: str = ""
+    running: dict[object, asyncio.Task[None]] = field(default_factory=dict)
+    _pauses: int = 0
+    _loop: asyncio.AbstractEventLoop | None = None
+    _event: asyncio.Event = field(default_factory=asyncio.Event)
+    _woken: bool = False
+    _idle_waiters: list[asyncio.Future[None]] = field(default_factory=list)
+
+    def wake(self) -> None:
+        """Look at the queue soon; from any thread, cheap when said often."""
+        loop = self._loop
+        if loop is None or self._woken:
+            return
+        self._woken = True
+        try:
+            loop.call_soon_threadsafe(self._event.set)
+        except RuntimeError:
+            self._woken = False  # the loop is closed: nobody is left to be woken
+
+    async def run(self) -> None:
+        """Work until cancelled."""
+        self._loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.TaskGroup() as group:
+                while True:
+                    self._woken = False
+                    self._event.clear()
+                    self._start(group)
+                    try:
+                        async with asyncio.timeout(ROUND_S if self._has_work() else 5.0):
+                            await self._event.wait()
+                    except TimeoutError:
+                        pass
+        finally:
+            self._loop = None
+
+    async def changed(self) -> None:
+        """Wait until some task has ended, or a moment."""
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._idle_waiters.append(waiter)
+        try:
+            async with asyncio.timeout(ROUND_S):
+                await waiter
+        except TimeoutError:
+            pass
+        finally:
+            if waiter in self._idle_waiters:
+                self._idle_waiters.remove(waiter)
+
+    def retry_now(self) -> None:
+        """Forget all pauses."""
+        self.paused_until = 0.0
+        self.failures = {what: Failure(failure.reason, failure.tries, 0.0) for what, failure in self.failures.items()}
+        self.wake()
+
+    def _has_work(self) -> bool:
+        state = self.ledger.state
+        return bool(state.dirty or state.doomed or state.attempts)
+
+    # --- Choosing. ---------------------------------------------------------------------------------------
+
+    def _start(self, group: asyncio.TaskGroup) -> None:
+        now = time.monotonic()
+        if now < self.paused_until:
+            return
+        free = self.options.upload_files - len(self.running)
+        if free <= 0:
+            return
+        with self.ledger.locked() as state:
+            attempts = [a for a in state.attempts.values() if a.nonce not in self.uploads.active][:free]
+            nodes = self._choose_nodes_locked(free, now)
+            doomed: list[Doomed] = []
+            for entry in state.doomed.values():
+                if len(doomed) >= free:
+                    break
+                if self._is_due(b"d" + entry.key, now) and self.deletions.is_possible(state, entry):
+                    doomed.append(entry)
+        for attempt in attempts:
+            if attempt.node not in self.running:
+                self._task(group, f"a{attempt.nonce}", lambda attempt=attempt: self.uploads.settle(attempt))  # type: ignore[misc]
+        for node_id, moving in nodes:
+            if moving:
+                self._task(group, ("move", node_id), lambda node_id=node_id: self.relocation.relocate(node_id))  # type: ignore[misc]
+            else:
+                self._task(group, node_id, lambda node_id=node_id: self._upload(node_id))  # type: ignore[misc]
+        for entry in doomed:
+            self._task(group, b"d" + entry.key, lambda entry=entry: self.deletions.delete(entry))  # type: ignore[misc]
+
+    def _choose_nodes_locked(self, free: int, now: float) -> list[tuple[int, bool]]:
+        state = self.ledger.state
+        now_ns = self.now_ns()
+        chosen: list[tuple[int, bool]] = []
+        candidates = [node_id for node_id in self.urgent if node_id in state.dirty]
+        for looked, node_id in enumerate(state.dirty):
+            if looked >= SCAN:
+                break
+            candidates.append(node_id)
+        seen: set[int] = set()
+        for node_id in candidates:
+            if len(chosen) >= free:
+                break
+            node = state.by_id[node_id]
+            what: object = ("move", node_id) if node.moving else node_id
+            if node_id in seen or what in self.running or not self._is_due(what, now):
+                continue
+            seen.add(node_id)
+            age_s = (now_ns - node.dirty_since_ns) / 1e9
+            if age_s < 0:  # the clock was set back
+                age_s = self.options.max_dirty_age_s
+            if node_id not in self.urgent:
+                if age_s < self.options.writeback_delay_s and node.kind == Kind.FILE:
+                    if not self.urgent:
+                        break  # those behind it are younger
+                    continue
+                if self.writer_count(node_id) and age_s < self.options.max_dirty_age_s:
+                    continue
+            chosen.append((node_id, node.moving))
+        return chosen
+
+    def _is_due(self, what: object, now: float) -> bool:
+        failure = self.failures.get(what)
+        return what not in self.running and (failure is None or failure.next_try <= now)
+
+    # --- Working. ----------------------------------------------------------------------------------------
+
+    async def _upload(self, node_id: int) -> None:
+        if self.writer_count(node_id):
+            await self.sync_open(node_id)
+        if not await self.uploads.upload(node_id):
+            # It has to wait for another file or deletion; look again in a while.
+            self.failures[node_id] = Failure("waits for another file", 0, time.monotonic() + ROUND_S)
+            return
+        self.failures.pop(node_id, None)
+
+    def _task(self, group: asyncio.TaskGroup, what: object, work: Callable[[], Awaitable[object]]) -> None:
+        if what in self.running:
+            return
+        self.running[what] = group.create_task(self._guarded(what, work))
+
+    async def _guarded(self, what: object, work: Callable[[], Awaitable[object]]) -> None:
+        """One piece of work; whatever goes wrong in it delays that piece, and nothing else."""
+        try:
+            await work()
+            if self._pauses:
+                logger.info("writeback goes on")
+            self._pauses = 0
+            known = self.failures.get(what)
+            if known is not None and known.tries:
+                del self.failures[what]
+        except StoreUnavailable as error:
+            self._failed(what, error)
+            self._pauses += 1
+            if self._pauses % LOG_EVERY == 1:
+                logger.warning("writeback waits: %s", error)
+            self.paused_until = time.monotonic() + self._pause_s(min(self._pauses, self.options.upload_files))
+            self.paused_reason = str(error)
+        except ForebayError as error:
+            self._failed(what, error)
+        except Exception as error:
+            logger.exception("writeback of %r failed in an unforeseen way", what)
+            self._failed(what, error)
+        finally:
+            self.running.pop(what, None)
+            self.relocation.progress.set()
+            waiters, self._idle_waiters = self._idle_waiters, []
+            for waiter in waiters:
+                if not waiter.done():
+                    waiter.set_result(None)
+            self._event.set()
+
+    def _failed(self, what: object, error: Exception) -> None:
+        tries = self.failures[what].tries + 1 if what in self.failures else 1
+        if tries % LOG_EVERY == 1 and not isinstance(error, StoreUnavailable):
+            logger.warning("writeback failed, and will be tried again: %s", error)
+        self.failures[what] = Failure(str(error), tries, time.monotonic() + self._pause_s(tries))
+
+    def _pause_s(self, tries: int) -> float:
+        pause_s = min(self.options.retry_first_s * 2.0 ** min(tries - 1, 20), self.options.retry_max_s)
+        return pause_s * random.uniform(0.5, 1.0)
