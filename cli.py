@@ -23,6 +23,8 @@ from .errors import ForebayError
 
 # Order is that of `forebay --help`. Each name is a module of commands/.
 COMMANDS = {
+    "dataset": "make data sets and change what is in them",
+    "snapshot": "make, look at, compare, check and keep versions of data sets",
     "config": "show every setting, its value and where it comes from",
     "doctor": "check this machine and a source, and say what to do",
 }

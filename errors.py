@@ -235,6 +235,13 @@ class IndexDamaged(SnapshotError):
     exit_code = 56
 
 
+class DriftFound(SnapshotError):
+    """Objects of a version are gone or overwritten. The version itself is whole; reading those objects fails."""
+
+    kind = "drift"
+    exit_code = 59
+
+
 def class_of_kind(kind: str, base: type[ForebayError] = ForebayError) -> type[ForebayError]:
     """The class with that `kind`; ForebayError itself if there is none (an error of a newer version)."""
     waiting = [base]

@@ -23,7 +23,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 
-from ..errors import StoreError, StoreUnavailable
+from ..errors import StoreError, StoreUnavailable, TierError
 from ..tiers.understore import Buffer, UnderStore
 from ..tiers.version import CHUNK_BYTES, ObjectVersion, align_to_chunks
 from .budget import ByteBudget
@@ -92,6 +92,7 @@ class BlockCache:
             self._maintenance.cancel()
             await asyncio.wait([self._maintenance])
         await self.fills.close()
+        self.writer.close()
         await asyncio.to_thread(self._close_threads)
         self.tiers.close()
 
@@ -281,7 +282,7 @@ class BlockCache:
         """Fills that together cover what is missing of a range: those under way, and new ones for the rest."""
         found: list[Fill] = []
         for gap_offset, gap_end in self._missing(version, offset, end, use_tiers=use_tiers):
-            for start, stop, fill in self._uncovered(version, gap_offset, gap_end):
+            for start, stop, fill in self.fills.uncovered(version, gap_offset, gap_end):
                 if fill is not None:
                     self._counters.joined += 1
                     found.append(fill)
@@ -289,16 +290,6 @@ class BlockCache:
                     size = min(self.options.request_bytes, stop - position)
                     found.append(self.fills.start(version, position, size))
         return found
-
-    def _uncovered(self, version: ObjectVersion, offset: int, end: int) -> list[tuple[int, int, Fill | None]]:
-        """The range as (start, stop, fill): pieces that no fill covers, each with the fill that follows it, if any."""
-        pieces: list[tuple[int, int, Fill | None]] = []
-        for fill in self.fills.overlapping(version, offset, end):
-            pieces.append((offset, max(fill.offset, offset), fill))
-            offset = max(fill.end, offset)
-        if offset < end:
-            pieces.append((offset, end, None))
-        return pieces
 
     async def _wait(self, version: ObjectVersion, fills: list[Fill], deadline_s: float) -> None:
         """Until all have arrived. Raises the error of one that failed, or StoreUnavailable at the deadline."""
@@ -378,7 +369,7 @@ class BlockCache:
             if ssd is not None:
                 self._read_threads.submit(ssd.readahead, version, offset, end - offset)
         for gap_offset, gap_end in gaps:
-            for start, stop, _ in self._uncovered(version, gap_offset, gap_end):
+            for start, stop, _ in self.fills.uncovered(version, gap_offset, gap_end):
                 if start < stop:
                     if self.fills.start_ahead(version, start, stop - start) is None:
                         return False
@@ -391,8 +382,8 @@ class BlockCache:
     async def _fetch(self, version: ObjectVersion, offset: int, size: int) -> Buffer:
         return await self.store_of(version).get_range(version, offset, size)
 
-    async def _keep(self, version: ObjectVersion, offset: int, data: Buffer) -> bool:
-        return await self.writer.write(version, offset, data) is None
+    async def _keep(self, version: ObjectVersion, offset: int, data: Buffer) -> TierError | None:
+        return await self.writer.write(version, offset, data)
 
     def store_of(self, version: ObjectVersion) -> UnderStore:
         """The under store of a version. Raises StoreError if there is none of that name."""

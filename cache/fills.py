@@ -16,7 +16,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Coroutine
 
-from ..errors import ForebayError, StoreCorrupt, StoreError, StoreUnavailable
+from ..errors import ForebayError, StoreCorrupt, StoreError, StoreUnavailable, TierError, TierFailed
 from ..tiers.understore import Buffer
 from ..tiers.version import ObjectVersion
 from .budget import ByteBudget
@@ -25,8 +25,8 @@ from .stats import Counters
 log = logging.getLogger(__name__)
 
 Fetch = Callable[[ObjectVersion, int, int], Awaitable[Buffer]]
-# Write the bytes of a range to a tier: true if one took them. Must not raise, except for a bug.
-Keep = Callable[[ObjectVersion, int, Buffer], Awaitable[bool]]
+# Write the bytes of a range to a tier: None if one took them, else why none did.
+Keep = Callable[[ObjectVersion, int, Buffer], Awaitable[TierError | None]]
 
 KEPT_S = 30.0
 # Readahead leaves this much of the budget to those who wait for an answer.
@@ -34,9 +34,13 @@ AHEAD_SHARE = 0.75
 
 
 class Fill:
-    """One range of one version. `data` is set when it has arrived, `error` when it failed; `done` tells of both."""
+    """One range of one version.
 
-    __slots__ = ("ahead", "data", "done", "end", "error", "offset", "size", "version")
+    `data` is set when it has arrived, `error` when it failed; `done` tells of both. `stored` tells when a tier was asked
+    to keep it, and why none did. Wait for these with `asyncio.wait`: to await them directly would cancel them for all.
+    """
+
+    __slots__ = ("ahead", "data", "done", "end", "error", "offset", "size", "stored", "version")
 
     def __init__(self, version: ObjectVersion, offset: int, size: int, *, ahead: bool) -> None:
         self.version = version
@@ -46,7 +50,9 @@ class Fill:
         self.ahead = ahead
         self.data: memoryview | None = None
         self.error: ForebayError | None = None
-        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        self.done: asyncio.Future[None] = loop.create_future()
+        self.stored: asyncio.Future[TierError | None] = loop.create_future()
 
     def covers(self, offset: int, end: int) -> bool:
         return self.offset <= offset and end <= self.end
@@ -77,6 +83,16 @@ class Fills:
     def overlapping(self, version: ObjectVersion, offset: int, end: int) -> list[Fill]:
         """The fills of the range that are under way or in memory, ascending. On the loop."""
         return [f for f in self.by_digest.get(version.digest, ()) if f.offset < end and offset < f.end]
+
+    def uncovered(self, version: ObjectVersion, offset: int, end: int) -> list[tuple[int, int, Fill | None]]:
+        """The range as (start, stop, fill): pieces that no fill covers, each with the fill that follows it, if any."""
+        pieces: list[tuple[int, int, Fill | None]] = []
+        for fill in self.overlapping(version, offset, end):
+            pieces.append((offset, max(fill.offset, offset), fill))
+            offset = max(fill.end, offset)
+        if offset < end:
+            pieces.append((offset, end, None))
+        return pieces
 
     def start(self, version: ObjectVersion, offset: int, size: int, *, keep: Keep | None = None) -> Fill:
         """Fetch a range that no fill overlaps, because somebody waits for it; there may be a wait for room first."""
@@ -121,7 +137,9 @@ class Fills:
                 taken = True
             fill.data = await self._fetch_whole(fill)
             fill.done.set_result(None)
-            if not await keep(fill.version, fill.offset, fill.data):
+            refusal = await keep(fill.version, fill.offset, fill.data)
+            fill.stored.set_result(refusal)
+            if refusal is not None:
                 self._counters.not_cached_bytes += fill.size
                 self._keep_in_memory(fill)
                 taken = False
@@ -153,6 +171,8 @@ class Fills:
         if not fill.done.done():
             fill.error = error
             fill.done.set_result(None)
+        if not fill.stored.done():
+            fill.stored.set_result(TierFailed(f"{fill.version.key} was not kept: {error.message}"))
 
     def _keep_in_memory(self, fill: Fill) -> None:
         self._budget.keep(fill, fill.size, lambda: self._forget(fill))

@@ -36,7 +36,7 @@ class PinLabel:
     """What the `.json` file says. Times are seconds since the epoch; `size_bytes` is the sum of the sizes pinned.
 
     `lease_s` is the length of the lease as it was given, so that a clock that went backwards cannot make it longer.
-    `sealed` says that the keys are sorted, and that the prefetch which made the pin came to its end.
+    `sealed` says that the set grows no more, and that its keys are sorted.
     """
 
     id: str
@@ -119,9 +119,16 @@ class PinSet:
         self._unwritten += key.to_bytes(KEY_BYTES, "little")
         if len(self._unwritten) >= UNWRITTEN_KEYS * KEY_BYTES:
             self.flush()
-        if len(self._recent) >= RECENT_KEYS:
-            self._merge()
         return True
+
+    @property
+    def merge_due(self) -> bool:
+        """Whether so many versions were added that `merge` should be called: sooner or later it saves much memory."""
+        return len(self._recent) >= RECENT_KEYS
+
+    def merge(self) -> None:
+        """Sort what was added into the runs. Takes up to a second when there are ten million; nobody may add meanwhile."""
+        self._merge(everything=False)
 
     def flush(self) -> None:
         """Hand what was added to the operating system (it survives kill -9; `seal` makes it survive power loss)."""
@@ -157,7 +164,7 @@ class PinSet:
             (self._folder / f"{self._label.id}.json").unlink(missing_ok=True)
             (self._folder / f"{self._label.id}.keys").unlink(missing_ok=True)
 
-    def _merge(self, *, everything: bool = False) -> None:
+    def _merge(self, *, everything: bool) -> None:
         """Turn the recent keys into a run. The runs are replaced before the set is emptied, so no reader misses a key."""
         parts: list[npt.NDArray[np.uint64]] = [np.fromiter(self._recent, dtype=np.uint64, count=len(self._recent))]
         runs = list(self._runs)

@@ -26,7 +26,7 @@ BELIEVED_AT_START_BYTES = 128 * 1024
 BELIEVED_INSIDE_BYTES = 512 * 1024
 BELIEVED_AT_LAST_BYTES = 4 * 1024 * 1024
 LEAST_WINDOW_BYTES = 1024 * 1024
-LEAST_REQUEST_BYTES = 256 * 1024
+LEAST_REQUEST_BYTES = 512 * 1024
 REQUESTS_PER_WINDOW = 8
 NEVER = 1 << 62
 
@@ -46,6 +46,17 @@ class Head:
         self.trigger = trigger
         self.ahead_end = end
         self.ahead_bytes = 0
+
+    def move(self, offset: int, end: int) -> bool:
+        """A read near the front. Whether it is time for attention."""
+        front = self.front
+        if end > front:
+            self.front = front = end
+        # A piece that comes late fills a hole behind the front; one that is read again must not count as more.
+        asked = self.asked_bytes + end - offset
+        run = front - self.start
+        self.asked_bytes = asked if asked < run else run
+        return front >= self.trigger
 
 
 class Reader:
@@ -79,12 +90,7 @@ class Readers:
             head = reader.heads[0]
             front = head.front
             if front - SLACK_BYTES <= offset <= front + SLACK_BYTES:
-                if end > front:
-                    head.asked_bytes += end - offset if offset > front else end - front
-                    head.front = end
-                    if end >= head.trigger:
-                        return head
-                return None
+                return head if head.move(offset, end) else None
         return self._note_elsewhere(reader, offset, end)
 
     def head_at(self, number: int, end: int) -> Head | None:
@@ -147,10 +153,7 @@ class Readers:
             head = heads[index]
             if head.front - SLACK_BYTES <= offset <= head.front + SLACK_BYTES:
                 reader.heads = [head, *heads[:index], *heads[index + 1 :]]
-                if end > head.front:
-                    head.asked_bytes += end - max(offset, head.front)
-                    head.front = end
-                return head if end >= head.trigger else None
+                return head if head.move(offset, end) else None
         if heads:
             last = heads[0]
             reader.usual_run_bytes = (reader.usual_run_bytes + last.front - last.start + 1) // 2

@@ -15,7 +15,6 @@ counted, never raised: a reader has other ways to get its bytes.
 """
 
 import logging
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -32,10 +31,9 @@ log = logging.getLogger(__name__)
 
 TierName = Literal["ram", "ssd"]
 
-# RAM counts as full here: a little below where it would have to evict.
-ROOM_SHARE = 0.95
-# How long the answer to "has RAM room?" is good for.
-ROOM_CHECK_S = 0.05
+# RAM counts as full from here on: below what it evicts down to when it is full, so that it does not seem to have
+# room after each eviction.
+ROOM_SHARE = 0.9
 MULTIPLIER = 0x9E3779B97F4A7C15
 MASK = (1 << 64) - 1
 
@@ -70,8 +68,7 @@ class TierSet:
             for tier in self.ssd
         ]
         self._single = self.ssd[0] if len(self.ssd) == 1 else None
-        self._room_checked_at = -ROOM_CHECK_S
-        self._ram_has_room = True
+        self._ram_limit_bytes = ROOM_SHARE * ram.options.capacity_bytes if ram is not None else 0.0
 
     @classmethod
     def open(
@@ -192,12 +189,8 @@ class TierSet:
 
     def ram_has_room(self) -> bool:
         """Whether RAM takes more without evicting."""
-        now = time.monotonic()
-        if self.ram is not None and now - self._room_checked_at >= ROOM_CHECK_S:
-            stats = self.ram.stats()
-            self._ram_has_room = stats.writable and stats.used_bytes < ROOM_SHARE * stats.capacity_bytes
-            self._room_checked_at = now
-        return self.ram is not None and self._ram_has_room
+        ram = self.ram
+        return ram is not None and ram.in_service and ram.used_bytes < self._ram_limit_bytes
 
     def _targets(self, version: ObjectVersion, to: TierName | None) -> list[LocalTier]:
         ssd = self.ssd_of(version)

@@ -26,18 +26,29 @@ class TierWriter:
         self._executor = executor
         self._idle = threads
         self._waiting: deque[Job] = deque()
+        self._closed = False
 
     async def write(
         self, version: ObjectVersion, offset: int, data: Buffer, to: TierName | None = None
     ) -> TierError | None:
         """As `TierSet.write`, without blocking. If the caller is cancelled the bytes are written all the same."""
+        if self._closed:
+            return TierFailed("the cache is closed")
         answer: asyncio.Future[TierError | None] = asyncio.get_running_loop().create_future()
         self._waiting.append((version, offset, data, to, answer))
         self._start_batch()
         return await answer
 
+    def close(self) -> None:
+        """Write nothing more than what the threads have; what waits is answered with TierFailed."""
+        self._closed = True
+        while self._waiting:
+            *_, answer = self._waiting.popleft()
+            if not answer.done():
+                answer.set_result(TierFailed("the cache is closed"))
+
     def _start_batch(self) -> None:
-        if not self._idle or not self._waiting:
+        if self._closed or not self._idle or not self._waiting:
             return
         # Leave some for the other threads that are free.
         share = -(-len(self._waiting) // self._idle)

@@ -53,7 +53,9 @@ class Boundary:
     def _judge(error: BaseException) -> tuple[int, bool]:
         """(errno, whether it is a fault worth a log line)."""
         if isinstance(error, asyncio.CancelledError):
-            return errno.EINTR, False
+            # Somebody gave up this request, or something that it waited for was cancelled, which is a fault: programs repeat
+            # what ends with EINTR.
+            return (errno.EINTR, False) if _is_given_up() else (errno.EIO, True)
         if isinstance(error, ForebayError):
             return error.errno, not isinstance(error, ObjectNotFound)
         if isinstance(error, OSError) and error.errno in _ABOUT_THE_PATH:
@@ -88,3 +90,9 @@ class Boundary:
         trace = None if isinstance(error, ForebayError) else error
         name = errno.errorcode.get(code, str(code))
         log.error("%s %s failed with %s: %s%s", operation, path, name, error or kind, more, exc_info=trace)
+
+
+def _is_given_up() -> bool:
+    """Whether the current task was asked to end."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0

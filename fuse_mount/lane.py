@@ -10,7 +10,7 @@ Invariants:
 - at most `max_inflight` coroutines run, at most `max_waiting` exist; beyond that EAGAIN;
 - INTERRUPT cancels the coroutine, which answers EINTR; for an unknown request it answers EAGAIN, and the kernel asks again if
   the request still lives. So it does not matter which thread sees which first;
-- threads end only when the device says ENODEV: unmounted, or aborted.
+- threads end only when the device says ENODEV (unmounted, or aborted) or is at its end.
 """
 
 import asyncio
@@ -22,6 +22,7 @@ from collections.abc import Callable, Coroutine
 from types import CoroutineType
 from typing import Any, Protocol
 
+from ..tiers.understore import Buffer
 from .boundary import Boundary
 from .options import MountOptions
 from .readonly import Handler, Reply
@@ -53,6 +54,8 @@ MAX_BACKGROUND = 64
 CONGESTION = 48
 # A device that fails without ENODEV this often in a row will not get better.
 _READ_FAILURES_MAX = 100
+# Errors of a reply that mean that nobody waits for it: ENOENT, the asker was interrupted; ENODEV and EPIPE, the mount is gone.
+_GONE = frozenset({errno.ENOENT, errno.ENODEV, errno.EPIPE})
 
 _WANTED = (
     InitFlag.ASYNC_READ
@@ -134,8 +137,7 @@ class Lane:
     async def close(self) -> None:
         """After `ended`: cancel what still waits, and close the device. Replies go nowhere any more."""
         tasks = [waiting.task for waiting in self._waiting.values() if waiting.task is not None]
-        for task in tasks:
-            task.cancel()
+        self.give_up()
         await asyncio.gather(*tasks, return_exceptions=True)
         if not self.ended.done():
             # A thread may still be inside a read of the descriptor: closing it could hand its number to another file.
@@ -145,6 +147,11 @@ class Lane:
             thread.join()
         os.close(self._device)
         self._handlers.close()
+
+    def give_up(self) -> None:
+        """Cancel every coroutine that waits; each answers EINTR, which no one may be there to take."""
+        for waiting in list(self._waiting.values()):
+            self._cancel(waiting)
 
     def gauges(self) -> dict[str, int]:
         return {"requests_waiting": len(self._waiting), "requests": sum(self._served)}
@@ -166,7 +173,8 @@ class Lane:
     def _serve(self, index: int) -> None:
         try:
             self._read_requests(index)
-        except Exception:
+        except BaseException:
+            # Nothing above this thread would hear of it.
             log.exception("a lane thread of the mount failed; the others go on")
         finally:
             with self._alive_lock:
@@ -196,6 +204,8 @@ class Lane:
                     raise
                 continue
             failures = 0
+            if length == 0:
+                return
             if length < HEADER_BYTES:
                 log.warning("the kernel sent a request of %d bytes, less than its header; ignored", length)
                 continue
@@ -229,19 +239,28 @@ class Lane:
         try:
             os.writev(self._device, (OUT_HEADER.pack(OUT_HEADER.size + len(reply), 0, unique), reply))
         except OSError as error:
-            take_back = self._undelivered.get(operation)
-            if take_back is not None:
-                take_back(memoryview(reply))
-            # ENOENT: the asker was interrupted and is gone. ENODEV: so is the mount.
-            if error.errno not in (errno.ENOENT, errno.ENODEV):
+            self._take_back(operation, reply)
+            if error.errno not in _GONE:
                 log.error("the kernel refused the reply to %s of inode %d: %s", _name(operation), ino, error.strerror)
                 self._write_error(unique, errno.EIO)
+        except Exception:
+            log.exception("the reply to %s of inode %d cannot be sent", _name(operation), ino)
+            self._write_error(unique, errno.EIO)
+
+    def _take_back(self, operation: int, reply: Buffer) -> None:
+        take_back = self._undelivered.get(operation)
+        if take_back is None:
+            return
+        try:
+            take_back(memoryview(reply))
+        except Exception:
+            log.exception("a reply to %s that nobody took could not be taken back", _name(operation))
 
     def _write_error(self, unique: int, code: int) -> None:
         try:
             os.write(self._device, OUT_HEADER.pack(OUT_HEADER.size, -code, unique))
         except OSError as error:
-            if error.errno not in (errno.ENOENT, errno.ENODEV):
+            if error.errno not in _GONE:
                 log.error("the kernel refused errno %d as a reply: %s", code, error.strerror)
 
     # --- what has to wait -----------------------------------------------------------------------------------

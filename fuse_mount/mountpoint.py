@@ -244,7 +244,7 @@ def _busy(path: str) -> MountError:
 
 def abort(connection: int) -> bool:
     """End a FUSE connection from outside: every request that waits fails, its server gets ENODEV. False if not permitted."""
-    with _control_files() as folder:
+    with control_files() as folder:
         if folder is None:
             return False
         try:
@@ -258,7 +258,7 @@ def abort(connection: int) -> bool:
 
 
 @contextlib.contextmanager
-def _control_files() -> Iterator[Path | None]:
+def control_files() -> Iterator[Path | None]:
     """The folder of the fusectl file system; mounted for a moment where it is not (containers)."""
     usual = Path("/sys/fs/fuse/connections")
     entry = mounted_at(str(usual))

@@ -45,12 +45,21 @@ def _answered(
 
     @functools.wraps(method)
     async def wrapper(self: "ReadOnlyOperations", ino: int, /, *args: _P.args, **kwargs: _P.kwargs) -> _T:
+        task = asyncio.current_task()
+        assert task is not None
+        self._answering.add(task)
         try:
             return await method(self, ino, *args, **kwargs)
         except FUSEError:
             raise
         except (Exception, asyncio.CancelledError) as error:
-            raise FUSEError(self.boundary.errno_of(error, method.__name__, ino)) from None
+            code = self.boundary.errno_of(error, method.__name__, ino)
+            # The task goes on to the next request, which nobody gave up.
+            while task.cancelling():
+                task.uncancel()
+            raise FUSEError(code) from None
+        finally:
+            self._answering.discard(task)
 
     return wrapper
 
@@ -86,16 +95,26 @@ class ReadOnlyOperations(Pyfuse3Operations):
         self._on_ready = on_ready
         self._directories: dict[int, OpenDirectory] = {}
         self._handle_numbers = itertools.count(1)
+        self._answering: set[asyncio.Task[Any]] = set()
 
     def init(self) -> None:
         self._on_ready()
+
+    def give_up(self) -> None:
+        """Answer EINTR to whatever still waits."""
+        for task in self._answering:
+            task.cancel()
 
     def close(self) -> None:
         while self._directories:
             self._directories.popitem()[1].close()
 
     def gauges(self) -> dict[str, int]:
-        return {"open_directories": len(self._directories), **self.reads.counters()}
+        return {
+            "requests_waiting": len(self._answering),
+            "open_directories": len(self._directories),
+            **self.reads.counters(),
+        }
 
     # --- names and attributes ---------------------------------------------------------------------------
 

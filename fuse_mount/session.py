@@ -1,7 +1,8 @@
 """A mount from beginning to end: mountpoint, transport, read-ahead; unmounted cleanly, lazily or by force.
 
-    async with await mount(view, cache, "/mnt/data", source="s3://bucket", options=MountOptions()) as mounted:
-        await mounted.serve()         # until unmounted, or SIGTERM / SIGINT
+    async with termination_signals() as asked:      # first: a signal that comes while mounting must not leave a dead mount
+        async with await mount(view, cache, "/mnt/data", source="s3://bucket", options=MountOptions()) as mounted:
+            await mounted.serve(asked)              # until unmounted, or SIGTERM / SIGINT
 
 Leaving unmounts. A busy mount is detached first: its name goes at once, and it is served on until the last file is closed
 or the grace time is over; then it is aborted, and whoever still reads gets an error instead of a wait.
@@ -93,23 +94,23 @@ class Mount:
         """Return when the mount is gone, whoever removed it."""
         await asyncio.shield(self._transport.ended)
 
-    async def serve(self, *, grace_s: float = GRACE_S) -> None:
-        """Serve until unmounted from outside, or until SIGTERM or SIGINT: then unmount. A second signal ends the grace time."""
-        async with _signals() as asked:
-            ended = asyncio.ensure_future(self.wait_unmounted())
-            first = asyncio.ensure_future(asked.get())
-            await asyncio.wait({ended, first}, return_when=asyncio.FIRST_COMPLETED)
-            if not ended.done():
-                log.info("%s: asked to end by %s", self.mountpoint, first.result().name)
-                leaving = asyncio.ensure_future(self.unmount(grace_s=grace_s))
-                second = asyncio.ensure_future(asked.get())
-                await asyncio.wait({leaving, second}, return_when=asyncio.FIRST_COMPLETED)
-                if not leaving.done():
-                    await asyncio.to_thread(abort, self._device[1])
-                second.cancel()
-                await leaving
-            first.cancel()
-            await asyncio.gather(ended, return_exceptions=True)
+    async def serve(self, asked: asyncio.Queue[signal.Signals], *, grace_s: float = GRACE_S) -> None:
+        """Serve until unmounted from outside, or until a signal (`termination_signals`): then unmount. A second signal ends
+        the grace time."""
+        ended = asyncio.ensure_future(self.wait_unmounted())
+        first = asyncio.ensure_future(asked.get())
+        await asyncio.wait({ended, first}, return_when=asyncio.FIRST_COMPLETED)
+        if not ended.done():
+            log.info("%s: asked to end by %s", self.mountpoint, first.result().name)
+            leaving = asyncio.ensure_future(self.unmount(grace_s=grace_s))
+            second = asyncio.ensure_future(asked.get())
+            await asyncio.wait({leaving, second}, return_when=asyncio.FIRST_COMPLETED)
+            if not leaving.done():
+                await self._abort()
+            second.cancel()
+            await leaving
+        first.cancel()
+        await asyncio.gather(ended, return_exceptions=True)
 
     async def unmount(self, *, grace_s: float = GRACE_S) -> None:
         """Unmount and close. A busy mount is detached and served on for at most `grace_s`, then aborted. May be called twice."""
@@ -117,16 +118,20 @@ class Mount:
             return
         self._closed = True
         ended = self._transport.ended
-        if not ended.done():
-            busy = await self._detach()
-            await asyncio.wait({ended}, timeout=grace_s if busy else _ABORTED_WAIT_S)
+        # Also when serving has ended: if it broke off, the mount is still in the table, and dead.
+        busy = await self._detach()
+        await asyncio.wait({ended}, timeout=grace_s if busy else _ABORTED_WAIT_S)
         if not ended.done():
             log.warning("%s is still in use; aborting it", self.mountpoint)
-            await asyncio.to_thread(abort, self._device[1])
+            await self._abort()
             await asyncio.wait({ended}, timeout=_ABORTED_WAIT_S)
         await self._transport.close()
         if ended.done():
             ended.result()
+
+    async def _abort(self) -> None:
+        await asyncio.to_thread(abort, self._device[1])
+        self._transport.give_up()
 
     async def _detach(self) -> bool:
         """Take the mount out of the table; True if it was busy and lives on without a name."""
@@ -201,8 +206,13 @@ async def _serve_with(
     device = await asyncio.to_thread(attach, path, source, options)
     try:
         transport = kind(device, view, reads, Xattrs(view, facts), boundary, options)
-    except BaseException:
-        await asyncio.to_thread(detach, path, force=True)
+    except BaseException as error:
+        os.close(device)
+        await asyncio.to_thread(detach, path, lazy=True)
+        if isinstance(error, ImportError):
+            raise MountError(
+                f"pyfuse3 cannot be used: {error}", remedy="install it, or choose the transport lane"
+            ) from error
         raise
     transport.start()
     try:
@@ -227,8 +237,8 @@ async def _serve_with(
 
 
 @contextlib.asynccontextmanager
-async def _signals() -> AsyncIterator[asyncio.Queue[signal.Signals]]:
-    """SIGTERM and SIGINT as a queue, while inside."""
+async def termination_signals() -> AsyncIterator[asyncio.Queue[signal.Signals]]:
+    """SIGTERM and SIGINT as a queue, while inside. On the main thread's event loop only."""
     loop = asyncio.get_running_loop()
     asked: asyncio.Queue[signal.Signals] = asyncio.Queue(maxsize=8)
 

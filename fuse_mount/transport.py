@@ -1,7 +1,6 @@
 """The two ways to serve a connection, behind one protocol: the lane, and libfuse through pyfuse3."""
 
 import asyncio
-import os
 from collections.abc import Mapping
 from typing import Protocol
 
@@ -15,7 +14,7 @@ from .xattrs import Xattrs
 
 
 class Transport(Protocol):
-    """Serves one mounted connection and owns its descriptor. All calls on the event loop.
+    """Serves one mounted connection and owns its descriptor, once made. All calls on the event loop.
 
     `ready` is done when the kernel has agreed on the protocol, or fails with OSError(EPROTO); `ended` when the mount is gone.
     """
@@ -31,6 +30,10 @@ class Transport(Protocol):
         ...
 
     def gauges(self) -> Mapping[str, int]: ...
+
+    def give_up(self) -> None:
+        """Stop waiting for any I/O: the connection was aborted, and nobody waits for the replies."""
+        ...
 
     async def close(self) -> None:
         """Let go of everything. After `ended`, or when nothing is to be saved any more."""
@@ -65,11 +68,7 @@ class Pyfuse3Transport:
         self.ready: asyncio.Future[None] = loop.create_future()
         self.ended: asyncio.Future[None] = loop.create_future()
         self._operations = ReadOnlyOperations(view, reads, xattrs, boundary, options, self._be_ready)
-        try:
-            self._session = Session(device, self._operations)
-        except BaseException:
-            os.close(device)
-            raise
+        self._session = Session(device, self._operations)
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -81,6 +80,9 @@ class Pyfuse3Transport:
 
     def gauges(self) -> Mapping[str, int]:
         return self._operations.gauges()
+
+    def give_up(self) -> None:
+        self._operations.give_up()
 
     async def close(self) -> None:
         if self._task is not None:

@@ -6,6 +6,7 @@ The view's own attributes (labels, snapshot) come first; those about content and
 import errno
 from collections.abc import Callable, Mapping
 
+from ..cache.block_cache import BlockCache
 from ..tiers.version import ObjectVersion
 from .view import Kind, View
 
@@ -53,3 +54,17 @@ class Xattrs:
 
 def _bytes(text: str) -> bytes:
     return text.encode("utf-8", "surrogateescape")
+
+
+def cache_facts(cache: BlockCache) -> CacheFacts:
+    """What a block cache knows: `cached` (the fraction that is here), `tier` (where: ram, ssd, both or none), `pinned`."""
+
+    def facts(version: ObjectVersion) -> Mapping[str, str]:
+        parts = cache.cached(version)
+        tiers = [name for name, held_bytes in (("ram", parts.ram_bytes), ("ssd", parts.ssd_bytes)) if held_bytes]
+        pinned = cache.pins.is_pinned(version.digest)
+        # Cut, not rounded: 1.000 means all of it.
+        cached = int(parts.fraction * 1000) / 1000
+        return {"cached": f"{cached:.3f}", "tier": "+".join(tiers) or "none", "pinned": "yes" if pinned else "no"}
+
+    return facts

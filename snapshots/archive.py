@@ -65,6 +65,7 @@ class Archiver:
 
     def __init__(self, stores: ObjectStores, target: UnderStore, prefix: str, report: ArchiveReport) -> None:
         self.report = report
+        self.on_progress: Callable[[], None] = lambda: None
         self._stores = stores
         self._target = target
         self._prefix = prefix
@@ -84,6 +85,7 @@ class Archiver:
             except BaseException:
                 future.cancel()
                 raise
+            self.on_progress()
             yield batch_of(archived)
         if self.report.failed:
             named = "; ".join(self.report.failures)

@@ -4,7 +4,7 @@ Entries travel as Arrow record batches from the manifest to the page and back, n
 file: a version has up to a billion of them. `ENTRY_SCHEMA` is that batch. Inside a version entries are sorted
 by the UTF-8 bytes of the path, strictly, so a path occurs once.
 
-`labels` is the canonical JSON text of any JSON value (keys sorted, no spaces), null when there are none.
+`labels` is the JSON text (keys sorted, no spaces) of any JSON value, null when there are none.
 `sha256` is 64 lowercase hex digits. `mtime_ns` is nanoseconds since the epoch. `size` is in bytes.
 """
 

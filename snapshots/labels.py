@@ -30,6 +30,21 @@ RESIDUAL = "labels"
 TYPES: dict[str, pa.DataType] = {"s": pa.string(), "i": pa.int64(), "f": pa.float64(), "b": pa.bool_()}
 
 _decode_json = msgspec.json.Decoder().decode
+_encode_json = msgspec.json.Encoder(order="deterministic").encode
+
+
+def label_text(value: Any) -> str | None:
+    """The JSON text of labels in a batch: keys sorted, so that equal labels have equal texts; None stays None.
+
+    In a batch this is enough, and ten times faster than `canonical_json`, whose text goes into pages: the way this
+    one writes numbers may change with the library.
+    """
+    if value is None:
+        return None
+    try:
+        return _encode_json(value).decode()
+    except OverflowError:
+        return canonical_json(value)
 
 
 def column_name(place: Place, type_code: str) -> str:
@@ -45,7 +60,7 @@ def place_of(name: str) -> tuple[Place, str] | None:
 
 
 def shred(labels: pa.Array) -> dict[str, pa.Array]:
-    """The page columns of a column of canonical JSON labels."""
+    """The page columns of a column of labels (JSON texts)."""
     coded = labels.dictionary_encode()
     values = [_decode_json(text) for text in coded.dictionary.to_pylist()]
     scalars: list[dict[tuple[Place, str], Any]] = []
@@ -119,7 +134,7 @@ _CODES: dict[type, str] = {str: "s", bool: "b", int: "i", float: "f"}
 
 
 def assemble(columns: dict[str, pa.Array], row_count: int) -> pa.Array:
-    """The canonical JSON labels back from page columns (those of `shred`, others are ignored)."""
+    """The labels (as `label_text`) back from page columns (those of `shred`, others are ignored)."""
     pieces = [(place_of(name), array) for name, array in columns.items() if place_of(name) or name == RESIDUAL]
     if not pieces:
         return pa.nulls(row_count, pa.string())
@@ -145,7 +160,7 @@ def assemble(columns: dict[str, pa.Array], row_count: int) -> pa.Array:
             else:
                 value = {} if value is None else value
                 _put(value, where[0], item)
-        texts.append(canonical_json(value))
+        texts.append(label_text(value))
     return pa.array(texts, pa.string()).take(pa.array(inverse))
 
 

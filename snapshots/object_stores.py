@@ -29,7 +29,7 @@ class ObjectStores:
         if store is None:
             url, _, endpoint = name.partition("@") if name.startswith("s3://") else (name, "", "")
             store = self._open_store(url)
-            self._stores[store.id] = store
+            store = self.keep(store)
             if store.id != name:
                 raise UsageError(
                     f"the version has objects in {name}, but {url} is {store.id} for this process",
@@ -37,9 +37,8 @@ class ObjectStores:
                 )
         return store
 
-    def open_url(self, url: str) -> UnderStore:
-        """The store of a URL without a prefix, opened or already open."""
-        store = self._open_store(url)
+    def keep(self, store: UnderStore) -> UnderStore:
+        """An opened store is closed with the others from now on; the one of that name that is open already, if there is."""
         return self._stores.setdefault(store.id, store)
 
     async def close(self) -> None:

@@ -72,14 +72,19 @@ def missing_page(name: PageId, kind: int = LEAF) -> PageCorrupt:
     return PageCorrupt(f"{KIND_NAMES[kind]} {name.hex()} is missing from the metadata store", remedy=RESTORE_REMEDY)
 
 
-def encode_page(batch: pa.RecordBatch) -> bytes:
-    """The canonical bytes of a leaf page. `batch` has ENTRY_SCHEMA and is sorted by path without duplicates."""
+def page_columns(batch: pa.RecordBatch) -> dict[str, pa.Array]:
+    """The columns of a leaf page. `batch` has ENTRY_SCHEMA and is sorted by path without duplicates."""
     columns: dict[str, pa.Array] = {name: batch.column(name) for name in _PLAIN}
     columns["prefix"], columns["key"] = _split_keys(batch.column("key"), batch.column("path"))
     labels = batch.column("labels")
     if labels.null_count < len(labels):
         columns.update(shred(labels))
-    return encode_columns(LEAF, batch.num_rows, columns)
+    return columns
+
+
+def encode_page(batch: pa.RecordBatch) -> bytes:
+    """The canonical bytes of a leaf page."""
+    return encode_columns(LEAF, batch.num_rows, page_columns(batch))
 
 
 def _split_keys(keys: pa.Array, paths: pa.Array) -> tuple[pa.Array, pa.Array]:
@@ -156,7 +161,11 @@ class Page:
     def label_column(self, place: Place, type_code: str) -> pa.Array | None:
         """The scalars of that type at that place, null where an entry has none; None when no entry has one."""
         name = column_name(place, type_code)
-        return self._stored(name, TYPES[type_code]) if name in self.label_columns else None
+        return self.stored_label(name) if name in self.label_columns else None
+
+    def stored_label(self, name: str) -> pa.Array:
+        """A column of `label_columns` by its name in the page."""
+        return self._stored(name, TYPES[name[5]])
 
     @cached_property
     def label_columns(self) -> frozenset[str]:

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 
 from .columns import ColumnFile, encode_columns
 from .labels import RESIDUAL, place_of
-from .pages import PART, ROOT, Page, PageId, open_sealed
+from .pages import PART, PageId, open_sealed
 
 MAX_ZONES = 16
 MAX_ZONE_VALUES = 8
@@ -50,29 +50,25 @@ class PageRef:
     zones: Zones = field(default_factory=Zones)
 
 
-def page_ref(name: PageId, page: Page) -> PageRef:
-    """The row that stands for a page."""
-    paths = page.column("path")
-    sizes = page.column("size")
+def page_ref(name: PageId, columns: dict[str, pa.Array]) -> PageRef:
+    """The row that stands for a page with these columns (those of `pages.page_columns`)."""
+    paths, sizes = columns["path"], columns["size"]
     total = pc.sum(sizes).as_py() or 0
-    return PageRef(paths[0].as_py(), paths[-1].as_py(), name, page.row_count, int(total), _zones(page))
+    return PageRef(paths[0].as_py(), paths[-1].as_py(), name, len(paths), int(total), _zones(columns))
 
 
-def _zones(page: Page) -> Zones:
-    span = pc.min_max(page.column("size")).as_py()
+def _zones(columns: dict[str, pa.Array]) -> Zones:
+    span = pc.min_max(columns["size"]).as_py()
     texts: dict[str, list[str]] = {}
     ranges: dict[str, Any] = {}
-    names = sorted(page.label_columns)
-    complete = page.residual is None and len(names) <= MAX_ZONES
-    for name in names[:MAX_ZONES]:
-        place = place_of(name)
-        if place is None:
-            continue
-        column = page.label_column(*place)
-        if place[1] in "if":
+    found = {name: place for name in sorted(columns) if (place := place_of(name))}
+    complete = RESIDUAL not in columns and len(found) <= MAX_ZONES
+    for name, (_, type_code) in list(found.items())[:MAX_ZONES]:
+        column = columns[name]
+        if type_code in "if":
             bounds = pc.min_max(column).as_py()
             ranges[name] = (bounds["min"], bounds["max"])
-        elif place[1] == "s" and (values := _few_values(column)) is not None:
+        elif type_code == "s" and (values := _few_values(column)) is not None:
             texts[name] = values
         else:
             complete = False
@@ -127,6 +123,3 @@ def _values(file: ColumnFile, name: str) -> list[Any]:
 def summary_ref(name: PageId, rows: list[PageRef]) -> PageRef:
     """The row of a root page that stands for a part with these rows."""
     return PageRef(rows[0].first, rows[-1].last, name, sum(r.count for r in rows), sum(r.size_bytes for r in rows))
-
-
-__all__ = ["PART", "RESIDUAL", "ROOT", "PageRef", "Zones", "decode_refs", "encode_refs", "page_ref", "summary_ref"]

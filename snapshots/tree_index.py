@@ -232,9 +232,13 @@ class TreeIndex:
         """The places of the children of a folder, for `children`."""
         return range(self._child_start[folder], self._child_start[folder + 1])
 
+    def child_nodes(self, start: int, stop: int) -> list[int]:
+        """The children at places [start, stop), only their numbers."""
+        return self._child[start:stop].tolist()
+
     def children(self, start: int, stop: int) -> list[tuple[int, bytes, int, int]]:
         """(node, name, size in bytes, mtime in ns) of the children at places [start, stop), which must be of one folder."""
-        nodes = self._child[start:stop].tolist()
+        nodes = self.child_nodes(start, stop)
         folder_count = self.folder_count
         split = next((i for i, node in enumerate(nodes) if node >= folder_count), len(nodes))
         now = self.header.commit_time_ns

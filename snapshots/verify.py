@@ -17,7 +17,7 @@ A store that does not answer is no drift: StoreUnavailable ends the run.
 import asyncio
 import enum
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -69,6 +69,11 @@ class VerifyReport:
     def drift_count(self) -> int:
         return sum(self.drift.values())
 
+    @property
+    def drift_text(self) -> str:
+        """For messages: `3 missing, 1 overwritten`."""
+        return ", ".join(f"{count:,} {problem.value}" for problem, count in self.drift.items() if count)
+
 
 class Verifier:
     """One run over the entries of a version: iterate over `drift()`, look at `report` meanwhile or afterwards."""
@@ -80,8 +85,8 @@ class Verifier:
         self._listings: OrderedDict[tuple[str, str], FolderListing] = OrderedDict()
         self._heads_free = asyncio.Semaphore(HEADS_AT_ONCE)
 
-    async def drift(self) -> AsyncIterator[Drift]:
-        """Every entry that has drifted, in path order. Raises what the stores raise; a second call goes on where that was."""
+    async def drift(self, progress: Callable[[], None] | None = None) -> AsyncIterator[Drift]:
+        """Every entry that has drifted, in path order; `progress` is called after each window. Raises what the stores raise."""
         while (window := await asyncio.to_thread(next, self._windows, None)) is not None:
             found = await self._check(window)
             for entry, drift in zip(window, found, strict=True):
@@ -90,6 +95,8 @@ class Verifier:
                 if drift is not None:
                     self.report.drift[drift.problem] += 1
                     yield drift
+            if progress is not None:
+                progress()
 
     async def _check(self, window: list[Entry]) -> list[Drift | None]:
         folders: dict[tuple[str, str], list[int]] = {}

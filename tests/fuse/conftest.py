@@ -33,11 +33,17 @@ def mountpoint(tmp_path: Path) -> Iterator[Path]:
 @pytest.fixture
 def mount_it(mountpoint: Path, transport: Transport) -> Iterator[MountIt]:
     """A function that mounts a view (and a cache, by default of its contents) for the length of the test."""
+    mounts: list[ServedMount] = []
     with contextlib.ExitStack() as stack:
 
         def mount_it(view: StaticView, cache: MemoryCache | None = None, **choices: Any) -> ServedMount:
             facts = {"facts": choices.pop("facts")} if "facts" in choices else {}
             options = MountOptions(**{"transport": transport, **choices})
-            return stack.enter_context(served(view, cache or MemoryCache(view), mountpoint, options, **facts))
+            mounts.append(stack.enter_context(served(view, cache or MemoryCache(view), mountpoint, options, **facts)))
+            return mounts[-1]
 
         yield mount_it
+    for mounted in mounts:
+        status = mounted.mount.status()
+        assert "AssertionError" not in status.errors, "a promise to the view was broken, see the log"
+        assert status.gauges["requests_waiting"] == status.gauges["open_directories"] == 0

@@ -2,11 +2,13 @@
 
 import ctypes
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 from forebay.tests.fuse.conftest import MountIt
-from forebay.tests.support.fuse import until
-from forebay.tests.support.static_view import StaticView
+from forebay.tests.support.fuse import WAIT_S, until
+from forebay.tests.support.static_view import MemoryCache, StaticView
 
 libc = ctypes.CDLL(None, use_errno=True)
 libc.opendir.restype = ctypes.c_void_p
@@ -70,6 +72,42 @@ def test_lookups_are_given_back(mount_it: MountIt) -> None:
     partly.close()
     assert len(view.lookups) == 2001
     until(lambda: _dropped(view), "forgetting every inode")
+
+
+def test_a_storm_of_everything_counts_exactly(mount_it: MountIt) -> None:
+    """Processes that list, look up, read and give up, while names expire and the kernel drops its caches."""
+    files = {f"folder-{index % 5}/name-{index}".encode(): bytes(index) for index in range(500)}
+    view = StaticView(files, entry_ttl_s=0.01)
+    view.ask_first = True
+    cache = MemoryCache(view)
+    cache.cold = True
+    root = mount_it(view, cache).path
+    script = """if True:
+        import os, random, sys
+        rng = random.Random(int(sys.argv[2]))
+        for _ in range(300):
+            folder = os.path.join(sys.argv[1], f"folder-{rng.randrange(5)}")
+            what = rng.randrange(4)
+            if what == 0:
+                assert len(os.listdir(folder)) == 100
+            elif what == 1:
+                listing = os.scandir(folder)
+                for _ in range(rng.randrange(100)): next(listing).stat()
+                listing.close()
+            else:
+                index = rng.randrange(500)
+                path = os.path.join(sys.argv[1], f"folder-{index % 5}", f"name-{index}")
+                with open(path, "rb") as file: assert file.read() == bytes(index)
+            if not rng.randrange(50): open("/proc/sys/vm/drop_caches", "w").write("2")
+    """
+    storms = [subprocess.Popen([sys.executable, "-c", script, root, str(seed)]) for seed in range(4)]
+    killed = subprocess.Popen(["find", root, "-size", "+1000000"], stdout=subprocess.DEVNULL)
+    killed.kill()
+    killed.wait()
+    assert [storm.wait(WAIT_S) for storm in storms] == [0] * 4
+    until(lambda: _dropped(view), "forgetting every inode")
+    assert not view.lookups
+    assert set(cache.forgotten) <= set(view._items)
 
 
 def _dropped(view: StaticView) -> bool:

@@ -82,6 +82,7 @@ def served(
         finally:
             run(mounted.unmount(grace_s=1.0))
     finally:
+        run(loop.shutdown_default_executor())
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
         loop.close()

@@ -12,7 +12,8 @@ import pytest
 from forebay.errors import TierError, TierFailed, TierInUse
 from forebay.tests.tiers_local.content import content_of, version_of
 from forebay.tests.tiers_local.policies import RandomPolicy
-from forebay.tiers.local import LocalTier, TierOptions
+from forebay.tiers.local import LocalTier, TierOptions, block_slots
+from forebay.tiers.local.checksum import header_sum
 from forebay.tiers.version import CHUNK_BYTES, ObjectVersion
 
 MIB = 1024 * 1024
@@ -34,7 +35,7 @@ class Folder:
         return self.tier
 
     def files(self) -> list[Path]:
-        return sorted(p for p in self.path.rglob("*") if p.is_file() and p.suffix in (".data", ".map", ".slab"))
+        return sorted(p for p in self.path.rglob("*") if p.is_file() and p.name not in ("lock", "format"))
 
     def check(self) -> int:
         """Read everything in several ways; the number of objects that are there as a whole."""
@@ -180,6 +181,43 @@ def test_only_the_data_of_two_objects_exchanged(folder: Folder) -> None:
     folder.open()
     folder.check()
     folder.heal()
+
+
+@pytest.mark.parametrize("damage", ["another boot", "gone", "a slot", "empty"])
+def test_a_table_of_blocks_that_cannot_be_trusted_costs_time_and_no_bytes(folder: Folder, damage: str) -> None:
+    stray, held = version_of("stray", 5 * MIB), version_of("held", 9 * MIB)
+    for version in (stray, held):
+        folder.tier.write(version, 0, content_of(version))
+    table = folder.path / "blocks"
+    folder.tier._folder.close()  # as if the process had been killed: not closed properly
+    folder.tier._block_slots._open_file = None
+    content = bytearray(table.read_bytes())
+    if damage == "another boot":
+        # A power failure: the table is from another boot, and some of its slots were never written.
+        packed = block_slots._HEADER.pack(block_slots.TABLE_MAGIC, block_slots.TABLE_VERSION, 0, 0, b"x" * 36)
+        content[: len(packed)] = packed
+        content[len(packed) : len(packed) + 8] = header_sum(packed).to_bytes(8, "little")
+        for slot in range(block_slots.HEADER_BYTES, len(content), block_slots.SLOT_BYTES):
+            block = int.from_bytes(content[slot + 16 : slot + 20], "little")
+            if content[slot : slot + 16] == stray.digest or (content[slot : slot + 16] == held.digest and block == 1):
+                content[slot : slot + 32] = bytes(32)
+    elif damage == "a slot":
+        content[block_slots.HEADER_BYTES + 5] ^= 1
+    elif damage == "empty":
+        content.clear()
+    table.write_bytes(content)
+    if damage == "gone":
+        table.unlink()
+    folder.open()
+    assert folder.check() == len(VERSIONS)
+    for version in (stray, held):
+        assert folder.tier.cached_bytes(version) == version.size
+        assert folder.tier.read(version, 0, version.size) == content_of(version)
+    folder.tier.validate()
+    folder.tier.close()
+    folder.open()
+    assert folder.tier.cached_bytes(stray) == stray.size
+    folder.tier.validate()
 
 
 def test_random_garbage_in_every_file(folder: Folder) -> None:

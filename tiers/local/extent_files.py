@@ -16,20 +16,29 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..version import CHUNK_BYTES, DIGEST_BYTES, ObjectVersion
+from ..version import BLOCK_BYTES, CHUNK_BYTES, DIGEST_BYTES, ObjectVersion
 from . import identity
 from .checksum import header_sum, seed_of
-from .files import BLOCK_UNIT_BYTES, OpenCache, OpenFile, Recent
+from .files import BLOCK_UNIT_BYTES, OpenCache, OpenFile, Recent, remove
+from .space import Space
 
+BLOCK_CHUNKS = BLOCK_BYTES // CHUNK_BYTES
 MAP_MAGIC = b"FBEXTMAP"
 MAP_VERSION = 1
 HEADER_UNIT_BYTES = 4096
 ENTRY_BYTES = 8
+MAP_PAGE_BYTES = 4096
+BLOCKS_PER_MAP_PAGE = MAP_PAGE_BYTES // (ENTRY_BYTES * BLOCK_CHUNKS)
 # magic, format version, reserved, bytes of the header, bytes per chunk, bytes of the identity, object size, digest;
 # then the checksum of these and of the identity, which follows it.
 _HEADER = struct.Struct("<8sHHIIIQ16s")
 _CHECKSUM = struct.Struct("<Q")
 _IDENTITY_OFFSET = _HEADER.size + _CHECKSUM.size
+
+
+def chunks_in_block(size: int, block: int) -> int:
+    """How many chunks block `block` of an object of `size` bytes has."""
+    return min(-(-size // CHUNK_BYTES) - block * BLOCK_CHUNKS, BLOCK_CHUNKS)
 
 
 def pack_header(version: ObjectVersion) -> bytes:
@@ -61,6 +70,33 @@ class Extent(Recent):
     def set_sums(self, first: int, packed: bytes) -> None:
         self.map.write_at([packed], self.first_entry + ENTRY_BYTES * first)
 
+    def count(self, block: int) -> int:
+        """How many chunks of a block its map says to be present."""
+        return sum(value != 0 for value in memoryview(self._block_sums(block)).cast("Q"))
+
+    def clear(self, block: int) -> None:
+        """All chunks of a block absent, and its bytes given back. Raises OSError."""
+        if any(self._block_sums(block)):
+            self.set_sums(block * BLOCK_CHUNKS, bytes(ENTRY_BYTES * chunks_in_block(self.version.size, block)))
+        self.data.punch(block * BLOCK_BYTES, BLOCK_BYTES)
+
+    def trim(self, block: int) -> None:
+        """Give back the bytes of a block that its map does not say to be present. Raises OSError."""
+        first = block * BLOCK_CHUNKS
+        for chunk, value in enumerate(memoryview(self._block_sums(block)).cast("Q"), first):
+            if value == 0:
+                self.data.punch(chunk * CHUNK_BYTES, CHUNK_BYTES)
+
+    def map_page(self, block: int) -> tuple[int, range]:
+        """The page of the map with the entries of a block: its offset, and the blocks whose entries are in it."""
+        first = block // BLOCKS_PER_MAP_PAGE * BLOCKS_PER_MAP_PAGE
+        last = min(first + BLOCKS_PER_MAP_PAGE, self.version.block_count)
+        return self.first_entry + ENTRY_BYTES * BLOCK_CHUNKS * first, range(first, last)
+
+    def _block_sums(self, block: int) -> bytes:
+        count = chunks_in_block(self.version.size, block)
+        return self.sums(block * BLOCK_CHUNKS, count).ljust(ENTRY_BYTES * count, b"\0")
+
     def allocated(self) -> int:
         return self.data.allocated() + self.map.allocated()
 
@@ -68,8 +104,9 @@ class Extent(Recent):
 class ExtentFiles:
     """The folder of extent files: opens, makes and removes them, and keeps a bounded number open."""
 
-    def __init__(self, folder: Path, max_open: int) -> None:
+    def __init__(self, folder: Path, space: Space, max_open: int) -> None:
         self._folder = folder
+        self._space = space
         self._open: OpenCache[bytes, Extent] = OpenCache(max_open)
         self._locks = [threading.Lock() for _ in range(256)]
         self.get = self._open.get
@@ -85,8 +122,8 @@ class ExtentFiles:
             return extent
         data_path, map_path = self._paths(digest)
         try:
-            map_file = OpenFile(map_path, os.O_RDWR)
-            data = OpenFile(data_path, os.O_RDWR)
+            map_file = OpenFile(map_path)
+            data = OpenFile(data_path)
         except FileNotFoundError:
             return None
         read = read_header(map_file, digest)
@@ -97,29 +134,34 @@ class ExtentFiles:
         self._open.put(digest, extent)
         return extent
 
-    def create_locked(self, version: ObjectVersion) -> tuple[Extent, int]:
-        """New files, with nothing present; also the bytes that making them allocated."""
+    def create_locked(self, version: ObjectVersion) -> Extent:
+        """New files, with nothing present. Their folder's growth is accounted for here, they themselves are not.
+
+        Raises OSError, and leaves nothing then."""
         data_path, map_path = self._paths(version.digest)
         folder = data_path.parent
         before = _allocated(folder)
-        folder.mkdir(exist_ok=True)
-        data = OpenFile(data_path, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
-        map_file = OpenFile(map_path, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
-        os.ftruncate(data.fd, version.size)
-        header = pack_header(version)
-        map_file.write_at([header], 0)
+        try:
+            folder.mkdir(exist_ok=True)
+            data = OpenFile(data_path, os.O_CREAT | os.O_TRUNC)
+            map_file = OpenFile(map_path, os.O_CREAT | os.O_TRUNC)
+            os.ftruncate(data.fd, version.size)
+            header = pack_header(version)
+            map_file.write_at([header], 0)
+        except OSError:
+            self.remove_locked(version.digest)
+            raise
+        finally:
+            self._space.settle(0, _allocated(folder) - before)
         extent = Extent(version, data, map_file, len(header))
         self._open.put(version.digest, extent)
-        return extent, _allocated(folder) - before + extent.allocated()
+        return extent
 
     def remove_locked(self, digest: bytes) -> int:
         """Unlink the files; the bytes that they had allocated."""
         self._open.pop(digest)
-        freed = 0
-        for path in reversed(self._paths(digest)):  # the map first: without it the data means nothing
-            freed += _allocated(path)
-            path.unlink(missing_ok=True)
-        return freed
+        data_path, map_path = self._paths(digest)
+        return remove(map_path) + remove(data_path)  # the map first: without it the data means nothing
 
     def digests(self) -> Iterator[bytes]:
         """The digests of all files in the folder, maps or data, by looking at the names."""
@@ -132,6 +174,15 @@ class ExtentFiles:
                     continue
                 if len(digest) == DIGEST_BYTES:
                     yield digest
+
+    def is_unfinished(self, digest: bytes) -> bool:
+        """Whether only one of the files is there, or an empty map: they were being made, or removed, when we stopped."""
+        data_path, map_path = self._paths(digest)
+        return not data_path.exists() or not map_path.exists() or map_path.stat().st_size == 0
+
+    def data_allocated(self, digest: bytes) -> int:
+        """What the data file allocates, without opening it; 0 if there is none."""
+        return _allocated(self._paths(digest)[0])
 
     def folders_allocated(self) -> int:
         """Bytes that the folders of the files (not the files) allocate."""

@@ -12,22 +12,21 @@ not match) is repeated under the lock of the file, where it cannot be a race wit
 still wrong there is damage, and is dropped.
 """
 
+import contextlib
 import os
-
-import numpy as np
 
 from ...errors import TierFull
 from ..understore import Buffer
 from ..version import BLOCK_BYTES, CHUNK_BYTES, ObjectVersion, blocks_of_range, split_by_block
+from .block_slots import SETTLED, UNSETTLED, BlockSlots
 from .checksum import chunk_sums, pack_sums
 from .entries import Entries, OnEvict, Victim
-from .extent_files import ENTRY_BYTES, Extent, ExtentFiles
+from .extent_files import BLOCK_CHUNKS, ENTRY_BYTES, MAP_PAGE_BYTES, Extent, ExtentFiles, chunks_in_block
 from .files import OpenFile
 from .health import Health
-from .index import NOT_FOUND, block_location, block_parts, key_of
+from .index import NOT_FOUND, block_location, block_parts, block_slot
 from .space import Space
 
-BLOCK_CHUNKS = BLOCK_BYTES // CHUNK_BYTES
 _ABSENT = bytes(ENTRY_BYTES)
 # Beyond the bytes themselves a write may allocate map pages and the file system's own extent blocks.
 _WRITE_SLACK_BYTES = 16 * 1024
@@ -35,11 +34,6 @@ _WRITE_SLACK_BYTES = 16 * 1024
 _CREATE_SLACK_BYTES = 24 * 1024
 # What the file system may still count for a data file in which nothing is left (a block of its extent tree).
 _EMPTY_FILE_BYTES = 16 * 1024
-
-
-def chunks_in_block(size: int, block: int) -> int:
-    """How many chunks block `block` of an object of `size` bytes has."""
-    return min(-(-size // CHUNK_BYTES) - block * BLOCK_CHUNKS, BLOCK_CHUNKS)
 
 
 def write_need_bytes(version: ObjectVersion, size: int) -> int:
@@ -51,8 +45,9 @@ def write_need_bytes(version: ObjectVersion, size: int) -> int:
 class Extents:
     """All large objects of a tier."""
 
-    def __init__(self, files: ExtentFiles, entries: Entries, space: Space, health: Health) -> None:
+    def __init__(self, files: ExtentFiles, slots: BlockSlots, entries: Entries, space: Space, health: Health) -> None:
         self._files = files
+        self._slots = slots
         self._entries = entries
         self._space = space
         self._health = health
@@ -140,61 +135,90 @@ class Extents:
         extent = self._files.get(version.digest) or self._open(version)
         return extent.data if extent is not None else None
 
-    def has_files(self, version: ObjectVersion) -> bool:
-        """Whether anything of this object is here, so that bringing more in makes no new file."""
+    def has_rows(self, version: ObjectVersion) -> bool:
+        """Whether any block of this object is here; then its files are too."""
         return any(self._entries.find(version.digest, block) != NOT_FOUND for block in range(version.block_count))
 
     # --- Changing: under the lock of the file. ---
 
-    def write(self, version: ObjectVersion, offset: int, data: Buffer) -> int:
-        """Bring chunks in; the bytes newly allocated. Raises OSError, or TierFull if the policy does not want them."""
+    def write(self, version: ObjectVersion, offset: int, data: Buffer) -> None:
+        """Bring chunks in. Raises OSError, or TierFull if the policy does not want them."""
         view = memoryview(data)
-        allocated = 0
         with self._files.lock(version.digest):
-            extent = self._files.open_locked(version.digest)
-            if extent is None:
-                known = self._forget_locked(version)
-                allocated -= self._files.remove_locked(version.digest)
-                extent, grown = self._files.create_locked(version)
-                allocated += grown
-                self.count += not known
-            before = extent.allocated()
-            try:
-                for block, piece_offset, length in split_by_block(offset, len(view)):
-                    piece = view[piece_offset - offset : piece_offset - offset + length]
-                    self._write_block_locked(extent, block, piece_offset // CHUNK_BYTES, piece)
-            finally:
-                allocated += extent.allocated() - before
-                self._space.settle(0, allocated)
-        return allocated
+            if self._files.open_locked(version.digest) is None:
+                self._remove_all_locked(version)  # what is left of it, if somebody took its files away
+            for block, piece_offset, length in split_by_block(offset, len(view)):
+                piece = view[piece_offset - offset : piece_offset - offset + length]
+                row = self._entries.find(version.digest, block)
+                if row == NOT_FOUND:
+                    self._write_new_locked(version, block, piece_offset // CHUNK_BYTES, piece)
+                else:
+                    self._write_more_locked(version, block, row, piece_offset // CHUNK_BYTES, piece)
 
-    def _write_block_locked(self, extent: Extent, block: int, first: int, piece: memoryview) -> None:
+    def _write_new_locked(self, version: ObjectVersion, block: int, first: int, piece: memoryview) -> None:
+        """The first chunks of a block. Nothing of it is left if this fails."""
+        digest = version.digest
+        row = self._entries.begin(digest, block, len(piece))
+        if row is None:
+            raise TierFull("the eviction policy keeps what is cached and admits nothing new")
+        slot = None
+        try:
+            slot = self._slots.take()
+            self._slots.put(slot, digest, block, 0, 0, UNSETTLED)
+            extent = self._files.open_locked(digest) or self._create_locked(version)
+            grown = self._write_chunks_locked(extent, first, piece)
+            chunks = extent.count(block)
+            self._slots.put(slot, digest, block, chunks, grown, SETTLED)
+        except OSError:
+            self._entries.abandon(row)
+            self._undo_locked(digest, block, slot)
+            raise
+        published = self._entries.publish(row, digest, block, block_location(block, slot, chunks))
+        assert published, "blocks of a file are only added under its lock"
+
+    def _write_more_locked(self, version: ObjectVersion, block: int, row: int, first: int, piece: memoryview) -> None:
+        """More chunks of a block that has some. Those stay if this fails."""
+        extent = self._files.open_locked(version.digest)
         count = -(-len(piece) // CHUNK_BYTES)
-        known = extent.sums(first, count).ljust(ENTRY_BYTES * count, b"\0")
-        added = sum(value == 0 for value in memoryview(known).cast("Q"))
-        row = found = self._entries.find(extent.digest, block)
-        if found != NOT_FOUND and added == 0:
+        if extent is None or not _has_absent(extent.sums(first, count), count):
             return
-        if found == NOT_FOUND:
-            begun = self._entries.begin(extent.digest, block, len(piece))
-            if begun is None:
-                raise TierFull("the eviction policy keeps what is cached and admits nothing new")
-            row = begun
+        before = self._entries.location(row)
+        slot, chunks = block_slot(before), block_parts(before)[1]
+        held = self._slots.allocated(slot)
+        self._slots.put(slot, version.digest, block, chunks, held, UNSETTLED)
+        try:
+            held += self._write_chunks_locked(extent, first, piece)
+        finally:
+            chunks = extent.count(block)
+            self._entries.relocate(row, before, block_location(block, slot, chunks))
+        self._slots.put(slot, version.digest, block, chunks, held, SETTLED)
+
+    def _write_chunks_locked(self, extent: Extent, first: int, piece: memoryview) -> int:
+        """Data, then its entries in the map; the bytes by which the data file grew."""
+        data_before, map_before = extent.data.allocated(), extent.map.allocated()
+        data_after = data_before
         try:
             extent.data.write_at([piece], first * CHUNK_BYTES)
             extent.set_sums(first, pack_sums(chunk_sums(extent.seed, first, piece)))
-        except OSError:
-            if found == NOT_FOUND:
-                self._entries.abandon(row)
-                self._clear_locked(extent, block)
-            raise
-        if found == NOT_FOUND:
-            chunks = self._count_locked(extent, block)
-            published = self._entries.publish(row, extent.digest, block, block_location(block, chunks))
-            assert published, "blocks of a file are only added under its lock"
-        else:
-            before = self._entries.location(row)
-            self._entries.relocate(row, before, block_location(block, block_parts(before)[1] + added))
+        finally:
+            data_after = extent.data.allocated()
+            self._space.settle(0, data_after - data_before + extent.map.allocated() - map_before)
+        return data_after - data_before
+
+    def _create_locked(self, version: ObjectVersion) -> Extent:
+        extent = self._files.create_locked(version)
+        self._space.settle(0, extent.allocated())
+        self.count += 1
+        return extent
+
+    def _undo_locked(self, digest: bytes, block: int, slot: int | None) -> None:
+        """Take back what a failed write left; as far as the disk lets us, the rest is for `reclaim`."""
+        with contextlib.suppress(OSError):
+            extent = self._files.open_locked(digest)
+            if extent is not None:
+                self._free_block_locked(extent, block)
+            if slot is not None:
+                self._slots.clear(slot)
 
     def evict(self, victim: Victim, on_evict: OnEvict | None) -> bool:
         """Take out one block; False if somebody else did. Raises OSError after the entry is out."""
@@ -203,81 +227,21 @@ class Extents:
         with self._files.lock(victim.digest):
             if not self._entries.remove(victim.row, victim.location):
                 return False
+            slot = block_slot(victim.location)
             try:
+                self._slots.put(slot, victim.digest, victim.block, 0, self._slots.allocated(slot), UNSETTLED)
                 extent = self._files.open_locked(victim.digest)
-                if extent is None:
-                    freed = self._files.remove_locked(victim.digest)
-                else:
-                    freed = self._free_block_locked(extent, victim.block)
-                self._space.settle(0, -freed)
+                if extent is not None:
+                    self._free_block_locked(extent, victim.block)
+                self._slots.clear(slot)
             finally:
                 self._entries.release(victim.row)
         return True
 
-    def drop(self, version: ObjectVersion) -> int:
-        """Take everything of this version out; the bytes freed."""
+    def drop(self, version: ObjectVersion) -> None:
+        """Take everything of this version out. Raises OSError after its entries are out."""
         with self._files.lock(version.digest):
-            removed = self._forget_locked(version)
-            freed = self._files.remove_locked(version.digest)
-            self._space.settle(0, -freed)
-            if removed or freed:
-                self.count -= 1
-        return freed
-
-    # --- Restart. ---
-
-    def recover(self) -> None:
-        """Find the files and which blocks are in them. Files with a damaged header, or without data, are removed."""
-        columns: list[tuple[int, int, int, int]] = []
-        for digest in self._files.digests():
-            with self._files.lock(digest):
-                extent = self._files.open_locked(digest)
-                if extent is None:
-                    self._health.found_corrupt(f"extent files {digest.hex()}")
-                    self._files.remove_locked(digest)
-                    continue
-                found = self._recover_blocks(extent)
-                if not found:
-                    self._files.remove_locked(digest)
-                    continue
-                self._space.settle(0, extent.allocated())
-                self.count += 1
-                columns.extend(found)
-        self._space.settle(0, self._files.folders_allocated())
-        if columns:
-            first, second, location = (np.array([row[i] for row in columns], np.uint64) for i in range(3))
-            self._entries.restore(first, second, location, np.array([row[3] for row in columns], np.int64))
-
-    def _recover_blocks(self, extent: Extent) -> list[tuple[int, int, int, int]]:
-        """(key halves, location, bytes) of the blocks that a map has entries of."""
-        chunk_count = -(-extent.version.size // CHUNK_BYTES)
-        sums = np.zeros(extent.version.block_count * BLOCK_CHUNKS, np.uint64)
-        known = np.frombuffer(extent.sums(0, chunk_count), np.uint64)
-        sums[: len(known)] = known
-        counts = (sums.reshape(-1, BLOCK_CHUNKS) != 0).sum(axis=1)
-        if extent.data.allocated() > int(counts.sum()) * CHUNK_BYTES + _EMPTY_FILE_BYTES:
-            # A crash left bytes that no entry vouches for, and that no eviction would ever free.
-            for block in np.flatnonzero(counts == 0).tolist():
-                extent.data.punch(block * BLOCK_BYTES, BLOCK_BYTES)
-        return [
-            (*key_of(extent.digest, block), block_location(block, int(counts[block])), int(counts[block]) * CHUNK_BYTES)
-            for block in np.flatnonzero(counts).tolist()
-        ]
-
-    def validate(self) -> None:
-        """The rows say what the maps say; nobody may be writing."""
-        found = 0
-        for digest in self._files.digests():
-            with self._files.lock(digest):
-                extent = self._files.open_locked(digest)
-                if extent is None:
-                    continue
-                found += 1
-                for block in range(extent.version.block_count):
-                    row = self._entries.find(digest, block)
-                    chunks = block_parts(self._entries.location(row))[1] if row != NOT_FOUND else 0
-                    assert chunks == self._count_locked(extent, block), (extent.version.key, block, chunks)
-        assert found == self.count, (found, self.count)
+            self._remove_all_locked(version)
 
     def close(self) -> None:
         self._files.close()
@@ -288,10 +252,8 @@ class Extents:
         """Open the files of an object that has rows; if they are gone or damaged, its rows go too."""
         with self._files.lock(version.digest):
             extent = self._files.open_locked(version.digest)
-            if extent is None and self._forget_locked(version):
+            if extent is None and self._remove_all_locked(version):
                 self._health.found_corrupt(f"the files of {version.key!r} are gone or their map is damaged")
-                self._space.settle(0, -self._files.remove_locked(version.digest))
-                self.count -= 1
             return extent
 
     def _examine(self, version: ObjectVersion, first: int, count: int, seen: bytes) -> bytes | None:
@@ -338,42 +300,47 @@ class Extents:
         if row == NOT_FOUND:
             return
         location = self._entries.location(row)
-        chunks = self._count_locked(extent, block)
+        slot, chunks = block_slot(location), extent.count(block)
         if chunks:
-            self._entries.relocate(row, location, block_location(block, chunks))
+            self._entries.relocate(row, location, block_location(block, slot, chunks))
+            self._slots.put(slot, extent.digest, block, chunks, self._slots.allocated(slot), SETTLED)
         elif self._entries.remove(row, location):
-            self._space.settle(0, -self._free_block_locked(extent, block))
-            self._entries.release(row)
+            try:
+                self._free_block_locked(extent, block)
+                self._slots.clear(slot)
+            finally:
+                self._entries.release(row)
 
-    def _count_locked(self, extent: Extent, block: int) -> int:
-        count = chunks_in_block(extent.version.size, block)
-        sums = extent.sums(block * BLOCK_CHUNKS, count).ljust(ENTRY_BYTES * count, b"\0")
-        return sum(value != 0 for value in memoryview(sums).cast("Q"))
-
-    def _clear_locked(self, extent: Extent, block: int) -> None:
-        """Entries to absent, bytes back to the file system."""
-        extent.set_sums(block * BLOCK_CHUNKS, bytes(ENTRY_BYTES * chunks_in_block(extent.version.size, block)))
-        extent.data.punch(block * BLOCK_BYTES, BLOCK_BYTES)
-
-    def _free_block_locked(self, extent: Extent, block: int) -> int:
-        """Clear a block that has no row any more, and remove the files with their last block; the bytes freed."""
+    def _free_block_locked(self, extent: Extent, block: int) -> None:
+        """Clear a block that has no row any more, and remove the files with their last block."""
         before = extent.allocated()
-        self._clear_locked(extent, block)
-        after = extent.allocated()
-        if extent.data.allocated() <= _EMPTY_FILE_BYTES and not self.has_files(extent.version):
+        try:
+            extent.clear(block)
+            page, neighbours = extent.map_page(block)
+            if all(self._entries.find(extent.digest, other) == NOT_FOUND for other in neighbours):
+                extent.map.punch(page, MAP_PAGE_BYTES)
+        finally:
+            self._space.settle(0, extent.allocated() - before)
+        if extent.data.allocated() <= _EMPTY_FILE_BYTES and not self.has_rows(extent.version):
+            self._space.settle(0, -self._files.remove_locked(extent.digest))
             self.count -= 1
-            return before - after + self._files.remove_locked(extent.digest)
-        return before - after
 
-    def _forget_locked(self, version: ObjectVersion) -> int:
-        """Take the rows of all blocks out; how many there were."""
-        removed = 0
+    def _remove_all_locked(self, version: ObjectVersion) -> int:
+        """Take the rows of all blocks out, and the files away; how many rows there were. Raises OSError after that."""
+        slots = []
         for block in range(version.block_count):
             row = self._entries.find(version.digest, block)
-            if row != NOT_FOUND and self._entries.remove(row, self._entries.location(row)):
+            location = self._entries.location(row) if row != NOT_FOUND else 0
+            if location and self._entries.remove(row, location):
                 self._entries.release(row)
-                removed += 1
-        return removed
+                slots.append((block_slot(location), block))
+        self.count -= bool(slots)
+        for slot, block in slots:
+            self._slots.put(slot, version.digest, block, 0, 0, UNSETTLED)
+        self._space.settle(0, -self._files.remove_locked(version.digest))
+        for slot, _ in slots:
+            self._slots.clear(slot)
+        return len(slots)
 
     def _hand_over(self, victim: Victim, on_evict: OnEvict) -> None:
         """Give what is present of a block, verified, to whoever wants it before it goes; in runs without gaps."""

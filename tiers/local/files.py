@@ -16,6 +16,7 @@ from typing import Generic, TypeVar
 from ..understore import Buffer
 
 BLOCK_UNIT_BYTES = 512  # st_blocks counts these, whatever the file system's own block size is
+READ_ONLY = frozenset({errno.EROFS, errno.EACCES, errno.EPERM})
 _PUNCH_HOLE_KEEP_SIZE = 0x02 | 0x01
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -27,13 +28,23 @@ _fallocate.restype = ctypes.c_int
 class OpenFile:
     """A descriptor that is closed when nobody refers to this object any more."""
 
-    __slots__ = ("__weakref__", "fd", "path")
+    __slots__ = ("__weakref__", "fd", "path", "writable")
 
-    def __init__(self, path: Path, flags: int) -> None:
-        """Opens, or raises OSError. New files get mode 0600: cached bytes are as private as the bucket."""
+    def __init__(self, path: Path, flags: int = 0) -> None:
+        """Opens for reading and writing, or for reading only where writing is not possible; or raises OSError.
+
+        New files (with O_CREAT in `flags`) get mode 0600: cached bytes are as private as the bucket.
+        """
         self.fd = -1
         self.path = path
-        self.fd = os.open(path, flags | os.O_CLOEXEC, 0o600)
+        self.writable = True
+        try:
+            self.fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | flags, 0o600)
+        except OSError as error:
+            if error.errno not in READ_ONLY or flags:
+                raise
+            self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            self.writable = False
 
     def __del__(self) -> None:
         if self.fd >= 0:
@@ -46,6 +57,7 @@ class OpenFile:
 
     def write_at(self, buffers: list[Buffer], offset: int) -> None:
         """Write all of `buffers`, one after the other, at `offset`, or raise OSError (ENOSPC for a short write)."""
+        self._require_writable()
         total = sum(len(buffer) for buffer in buffers)
         written = os.pwritev(self.fd, buffers, offset)
         if written == total:
@@ -59,9 +71,33 @@ class OpenFile:
 
     def punch(self, offset: int, size: int) -> None:
         """Give the range back to the file system; it reads as zeros afterwards. The file keeps its length."""
+        self._require_writable()
         if _fallocate(self.fd, _PUNCH_HOLE_KEEP_SIZE, offset, size) != 0:
             number = ctypes.get_errno()
             raise OSError(number, os.strerror(number), str(self.path))
+
+    def _require_writable(self) -> None:
+        """Open again for writing what was opened when the file system was read-only, under the same number."""
+        if self.writable:
+            return
+        fd = os.open(self.path, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            os.dup2(fd, self.fd, inheritable=False)
+        finally:
+            os.close(fd)
+        self.writable = True
+
+
+def remove(path: Path) -> int:
+    """Unlink a file and give its bytes back, now: those who have it open would otherwise keep them allocated, and a
+    limit on what is allocated would not hold. The bytes it had allocated; 0 if there is no such file."""
+    try:
+        allocated = path.stat().st_blocks * BLOCK_UNIT_BYTES
+        os.truncate(path, 0)
+    except FileNotFoundError:
+        return 0
+    path.unlink(missing_ok=True)
+    return allocated
 
 
 class Recent:

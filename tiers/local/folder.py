@@ -7,6 +7,7 @@ One process at a time: two that punch holes into the same files would serve each
     format     JSON: name and version of the format
     slabs/     small objects
     extents/   large objects
+    blocks     table of the blocks of large objects
 
 A newer format is refused. A damaged format file means that the rest cannot be trusted either: the tier starts afresh.
 Only what is ours by name is ever removed, and only where the lock file shows that the folder was a tier before.
@@ -32,6 +33,7 @@ LOCK_FILE = "lock"
 FORMAT_FILE = "format"
 SLABS = "slabs"
 EXTENTS = "extents"
+BLOCKS = "blocks"
 
 
 class TierFolder:
@@ -42,10 +44,12 @@ class TierFolder:
         self.path = path
         self.slabs = path / SLABS
         self.extents = path / EXTENTS
+        self.blocks = path / BLOCKS
         try:
             path.mkdir(parents=True, exist_ok=True, mode=0o700)
             was_tier = (path / LOCK_FILE).exists()
-            self._lock_fd = os.open(path / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            # Open for reading only: a lock does not keep anybody from making the file system read-only.
+            self._lock_fd = os.open(path / LOCK_FILE, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
             raise _unusable(path, error) from error
         try:
@@ -78,8 +82,7 @@ class TierFolder:
             "since": time.strftime("%Y-%m-%d %H:%M:%S"),
             "owner": owner,
         }
-        os.ftruncate(self._lock_fd, 0)
-        os.pwrite(self._lock_fd, json.dumps(holder).encode(), 0)
+        (self.path / LOCK_FILE).write_text(json.dumps(holder) + "\n")
 
     def _check_format(self, was_tier: bool) -> None:
         ours = [folder for folder in (self.slabs, self.extents) if folder.exists()]
@@ -99,6 +102,7 @@ class TierFolder:
                 log.warning("the format file of cache folder %s is damaged or missing: starting afresh", self.path)
             for folder in ours:
                 shutil.rmtree(folder)
+            self.blocks.unlink(missing_ok=True)
             self._write_format()
         self.slabs.mkdir(exist_ok=True)
         self.extents.mkdir(exist_ok=True)

@@ -20,6 +20,7 @@ import time
 from pathlib import Path
 
 from ...errors import TierError, TierFailed, TierFull
+from .files import READ_ONLY
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +28,6 @@ LOG_INTERVAL_S = 30.0
 # A bad sector costs its chunks; this many read errors between two successful probes mean the disk.
 MAX_READ_ERRORS = 16
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
-READ_ONLY = frozenset({errno.EROFS, errno.EACCES, errno.EPERM})
 # Not the disk's fault: too many open files, no memory, interrupted. The operation fails, the tier stays in service.
 PASSING = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EINTR, errno.EAGAIN})
 _PROBE_NAME = "probe"

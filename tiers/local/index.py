@@ -18,8 +18,6 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from ..version import BLOCK_BYTES
-
 MASK64 = (1 << 64) - 1
 NOT_FOUND = -1
 
@@ -48,6 +46,20 @@ def key_of(digest: bytes, block: int) -> tuple[int, int]:
     return first ^ (block * _BLOCK_STEP & MASK64), second
 
 
+def first_keys(first: U64, block: U64) -> U64:
+    """The first halves of `key_of` of many; the second halves are those of the digests."""
+    return first ^ block * np.uint64(_BLOCK_STEP)
+
+
+def unique_keys(first: U64, second: U64) -> NDArray[np.int64] | None:
+    """Indexes of the first of each key, ascending; None if all keys are different (which is found out quickly)."""
+    ordered = np.sort(first)
+    if not (ordered[1:] == ordered[:-1]).any():
+        return None
+    keys = np.stack((first, second), axis=1)
+    return np.sort(np.unique(keys, axis=0, return_index=True)[1])
+
+
 def digest_of(first: int, second: int, block: int) -> bytes:
     """The way back from `key_of`."""
     return _HALVES.pack(first ^ (block * _BLOCK_STEP & MASK64), second)
@@ -55,11 +67,12 @@ def digest_of(first: int, second: int, block: int) -> bytes:
 
 # --- Locations: what a row says about where its bytes are. 0 means: no bytes yet. ----------------------------
 # small object:  0 | slab number 20 bits | offset / 64 in 22 bits | size 21 bits
-# block:         1 | block index 31 bits | unused | chunks present 8 bits
+# block:         1 | block index 31 bits | slot in the table of blocks 24 bits | chunks present 8 bits
 
 _BLOCK_FLAG = 1 << 63
 SLAB_UNIT_BYTES = 64
 MAX_SLAB_NUMBER = (1 << 20) - 1
+MAX_SLOT = (1 << 24) - 1
 
 
 def small_location(slab: int, offset: int, size: int) -> int:
@@ -71,8 +84,13 @@ def small_parts(location: int) -> tuple[int, int, int]:
     return location >> 43, (location >> 21 & 0x3FFFFF) * SLAB_UNIT_BYTES, location & 0x1FFFFF
 
 
-def block_location(block: int, chunks: int) -> int:
-    return _BLOCK_FLAG | block << 32 | chunks
+def block_location(block: int, slot: int, chunks: int) -> int:
+    return _BLOCK_FLAG | block << 32 | slot << 8 | chunks
+
+
+def block_locations(block: U64, slot: U64, chunks: U64) -> U64:
+    """`block_location` of many."""
+    return np.uint64(_BLOCK_FLAG) | block << np.uint64(32) | slot << np.uint64(8) | chunks
 
 
 def is_block(location: int) -> bool:
@@ -84,7 +102,8 @@ def block_parts(location: int) -> tuple[int, int]:
     return location >> 32 & 0x7FFFFFFF, location & 0xFF
 
 
-MAX_OBJECT_BYTES = (1 << 31) * BLOCK_BYTES
+def block_slot(location: int) -> int:
+    return location >> 8 & MAX_SLOT
 
 
 class EntryIndex:

@@ -5,6 +5,7 @@ page that it shares with neighbours goes with the last of them. Where much is de
 (objects smaller than a page), the slab is *compacted*: the living move to the end of the newest slab.
 """
 
+import contextlib
 import errno
 import os
 import struct
@@ -18,9 +19,9 @@ from ..version import CHUNK_BYTES, ObjectVersion
 from . import slab_file as fmt
 from .checksum import chunk_sums, pack_sums, seed_of
 from .entries import Entries, OnEvict, Victim
-from .files import OpenCache, OpenFile, Recent
+from .files import OpenCache, OpenFile, Recent, remove
 from .health import Health
-from .index import MAX_SLAB_NUMBER, NOT_FOUND, SLAB_UNIT_BYTES, digest_of, small_location, small_parts
+from .index import MAX_SLAB_NUMBER, NOT_FOUND, SLAB_UNIT_BYTES, digest_of, small_location, small_parts, unique_keys
 from .slab_table import SlabTable
 from .space import Space
 
@@ -176,19 +177,22 @@ class Slabs:
             self.free([Victim(row, location, b"", 0)], None)
 
     def free(self, removed: list[Victim], on_evict: OnEvict | None) -> None:
-        """Free the bytes of entries that were removed. Raises OSError after all of them are released."""
+        """Free the bytes of entries that were removed. Raises OSError after all of them were tried and released."""
         by_slab: dict[int, dict[int, int]] = {}
+        for victim in removed:
+            number, offset, size = small_parts(victim.location)
+            by_slab.setdefault(number, {})[offset] = size
         try:
-            for victim in removed:
-                number, offset, size = small_parts(victim.location)
-                by_slab.setdefault(number, {})[offset] = size
-                if on_evict is not None and (found := self._frame(victim)) is not None:
-                    on_evict(found[0], 0, found[1])
-            for number, frames in by_slab.items():
-                self._kill(number, frames)
+            if on_evict is not None:
+                for victim in removed:
+                    if (found := self._frame(victim)) is not None:
+                        on_evict(found[0], 0, found[1])
         finally:
-            for victim in removed:
-                self._entries.release(victim.row)
+            with contextlib.ExitStack() as stack:
+                for victim in removed:
+                    stack.callback(self._entries.release, victim.row)
+                for number, frames in by_slab.items():
+                    stack.callback(self._kill, number, frames)
 
     def _frame(self, victim: Victim) -> tuple[ObjectVersion, memoryview] | None:
         """The verified object of an entry, with its identity; None if it is damaged or gone."""
@@ -325,13 +329,8 @@ class Slabs:
         first, second = np.concatenate(firsts), np.concatenate(seconds)
         location, size = np.concatenate(locations), np.concatenate(sizes)
         # An object that was written twice (a crash before the first was flagged dead) is kept once.
-        keys = np.empty(len(first), [("first", "<u8"), ("second", "<u8")])
-        keys["first"], keys["second"] = first, second
-        order = np.argsort(first, kind="stable")
-        same = np.flatnonzero(first[order][1:] == first[order][:-1])
-        if len(same):
-            _, kept = np.unique(keys, return_index=True)
-            kept.sort()
+        kept = unique_keys(first, second)
+        if kept is not None:
             for twin in np.setdiff1d(np.arange(len(first)), kept).tolist():
                 number, offset, length = small_parts(int(location[twin]))
                 self._kill(number, {offset: length})
@@ -340,6 +339,32 @@ class Slabs:
         newest = max(self._slabs.values(), key=lambda slab: slab.number, default=None)
         if newest is not None and newest.end < self._slab_bytes and newest.records < fmt.MAX_RECORDS:
             self._active = newest
+
+    def reclaim(self) -> None:
+        """Free what a failed write or eviction left behind: frames that no entry points to. Raises OSError."""
+        for slab in list(self._slabs.values()):
+            with slab.lock:
+                handle = self._open.get(slab.number) or self._open_slab(slab.number)
+                if handle is None or slab.writing:
+                    continue
+                living = {small_parts(victim.location)[1] for victim in self._living(slab)}
+                if len(living) != slab.live:
+                    continue  # one was written a moment ago and its entry is not published yet: it is no left-over
+                records = fmt.read_records(handle.file)
+                table = SlabTable(records)
+                dead: dict[int, int] = {}
+                for record, (unit, size) in enumerate(records[["unit", "size"]].tolist()):
+                    offset = unit * SLAB_UNIT_BYTES
+                    if unit and offset not in living:
+                        dead[offset] = size
+                        if table.kill(offset) is not None:
+                            self._flag_dead(handle, record)
+                try:
+                    for start, length in table.holes(dead, quiet=True):
+                        handle.file.punch(start, length)
+                finally:
+                    self._measure_locked(slab)
+            self._remove_if_empty(slab)
 
     def validate(self) -> None:
         """Recount what lives in each slab and what it allocates; nobody may be writing."""
@@ -361,13 +386,14 @@ class Slabs:
     def _recover_slab(self, path: Path) -> Slab | None:
         try:
             number = int(path.stem)
-            file = OpenFile(path, os.O_RDWR)
+            file = OpenFile(path)
         except (ValueError, OSError):
             return None
         head = os.pread(file.fd, fmt.SLAB_HEADER_BYTES, 0)
         if not 0 < number <= MAX_SLAB_NUMBER or not fmt.is_slab_header(head, number):
-            self._health.found_corrupt(f"the header of {path.name}")
-            path.unlink(missing_ok=True)
+            if head:  # an empty file was being made when we stopped
+                self._health.found_corrupt(f"the header of {path.name}")
+            remove(path)
             return None
         slab = Slab(number, path)
         slab.allocated = file.allocated()
@@ -379,7 +405,7 @@ class Slabs:
         if slab is None:
             return None
         try:
-            handle = SlabHandle(OpenFile(slab.path, os.O_RDWR))
+            handle = SlabHandle(OpenFile(slab.path))
         except FileNotFoundError:
             return None
         self._open.put(number, handle)
@@ -418,7 +444,7 @@ class Slabs:
         if number > MAX_SLAB_NUMBER:
             number = next(n for n in range(1, MAX_SLAB_NUMBER) if n not in self._slabs)
         slab = Slab(number, self._folder / f"{number:07d}.slab")
-        file = OpenFile(slab.path, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
+        file = OpenFile(slab.path, os.O_CREAT | os.O_TRUNC)
         file.write_at([fmt.pack_slab_header(number)], 0)
         with slab.lock:
             self._measure_locked(slab)
@@ -451,13 +477,16 @@ class Slabs:
                     for offset in frames:
                         record = table.kill(offset)
                         if record is not None:
-                            flag_offset = fmt.RECORDS_OFFSET + record * fmt.RECORD_BYTES + fmt.FLAG_OFFSET
-                            handle.file.write_at([_DEAD], flag_offset)
+                            self._flag_dead(handle, record)
                     for start, size in table.holes(frames, quiet=slab.writing == 0):
                         handle.file.punch(start, size)
             finally:
                 self._measure_locked(slab)
         self._remove_if_empty(slab)
+
+    @staticmethod
+    def _flag_dead(handle: SlabHandle, record: int) -> None:
+        handle.file.write_at([_DEAD], fmt.RECORDS_OFFSET + record * fmt.RECORD_BYTES + fmt.FLAG_OFFSET)
 
     def _remove_if_empty(self, slab: Slab) -> None:
         with self._lock, slab.lock:
@@ -467,7 +496,7 @@ class Slabs:
                 return
             del self._slabs[slab.number]
             self._open.pop(slab.number)
-            slab.path.unlink(missing_ok=True)
+            remove(slab.path)
             self._measure_locked(slab)
 
 

@@ -10,6 +10,7 @@ the capacity, not even while a write is under way, and a write that fails gives 
 Free space of the file system is read with statvfs at most every `REFRESH_S`; what we granted since then is taken off.
 """
 
+import math
 import os
 import threading
 import time
@@ -18,8 +19,8 @@ from pathlib import Path
 REFRESH_S = 0.25
 # Kept back from ordinary writes: whoever makes room by moving bytes together needs a little first.
 SPARE_BYTES = 1024 * 1024
-# Files that must remain possible beyond the ratio: the two of a new object, and a slab.
-SPARE_INODES = 4
+# A large object makes two files, and perhaps the folder that they are in.
+FILES_OF_OBJECT = 3
 
 
 class Space:
@@ -34,7 +35,7 @@ class Space:
         self._reserved = 0
         self._disk_room = 0
         self._refreshed_at = -REFRESH_S
-        self._inodes_short = False
+        self._spare_inodes: float = 0
 
     @property
     def used_bytes(self) -> int:
@@ -50,7 +51,16 @@ class Space:
         """Whether no file may be added any more, because too few inodes are free on the file system."""
         with self._lock:
             self._refresh_locked()
-            return self._inodes_short
+            return self._spare_inodes < FILES_OF_OBJECT
+
+    def try_inodes(self) -> bool:
+        """Whether the files of one more object may be added; counts them until the file system is asked again."""
+        with self._lock:
+            self._refresh_locked()
+            if self._spare_inodes < FILES_OF_OBJECT:
+                return False
+            self._spare_inodes -= FILES_OF_OBJECT
+            return True
 
     def room_bytes(self) -> int:
         """What could be reserved now; negative when the file system's free space is below the ratio."""
@@ -109,5 +119,4 @@ class Space:
         free = stat.f_bavail * stat.f_frsize - int(stat.f_blocks * stat.f_frsize * self._ratio)
         self._disk_room = free - self._reserved
         # Some file systems (btrfs) make inodes as needed and report none.
-        spare = stat.f_favail - int(stat.f_files * self._ratio)
-        self._inodes_short = stat.f_files > 0 and spare < SPARE_INODES
+        self._spare_inodes = stat.f_favail - int(stat.f_files * self._ratio) if stat.f_files else math.inf

@@ -8,35 +8,40 @@ Everything here is synchronous and may be called from any thread. Reads take no 
 evict first, in the thread that writes; there is no thread of the tier's own.
 """
 
-import logging
+import contextlib
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from ...errors import TierFailed, TierFull
+from ...errors import TierError, TierFailed, TierFull
 from ..understore import Buffer
 from ..version import CHUNK_BYTES, ObjectVersion
 from . import extents as large
 from . import slabs as small
+from .block_slots import BlockSlots
 from .entries import Entries, OnEvict, Victim
-from .extent_files import ExtentFiles
-from .extents import BLOCK_CHUNKS, Extents
+from .extent_files import BLOCK_CHUNKS, ExtentFiles
+from .extent_recovery import ExtentRecovery
+from .extents import Extents
 from .files import BLOCK_UNIT_BYTES, OpenFile
 from .folder import TierFolder
-from .health import Health
+from .health import FULL, Health
 from .index import NOT_FOUND, block_parts, digest_of, is_block, small_parts
 from .options import TierOptions
 from .policy import EvictionPolicy
 from .slabs import Slabs
 from .space import Space
 
-log = logging.getLogger(__name__)
-
 # Small objects are evicted in groups, so that the table of a slab is read once for many of them.
 _EVICT_GROUP = 256
+# How often a writer makes room that another one takes before it gives up.
+_MOST_ROUNDS = 16
 # Entries that one writer evicts to have a file removed.
 _MOST_FOR_INODES = 1024
+# Large objects whose files it removes then.
+_FILES_FOR_INODES = 4
 
 
 def never_pinned(digest: bytes) -> bool:
@@ -89,13 +94,18 @@ class LocalTier:
         self._folder = folder
         self._closed = False
         self._evict_lock = threading.Lock()
+        self._left_over = False  # whether something failed in the middle, and may have left bytes behind
+        self._reclaim_at = 0.0
         self._evicted = 0
         self._evicted_bytes = 0
         self._health = Health(options.name, options.folder, options.probe_interval_s)
         self._space = Space(options.folder, options.capacity_bytes, options.free_space_ratio)
         self._entries = Entries(policy, pinned)
-        self._files = ExtentFiles(folder.extents, options.max_open_files // 4)
-        self._extents = Extents(self._files, self._entries, self._space, self._health)
+        self._files = ExtentFiles(folder.extents, self._space, options.max_open_files // 4)
+        self._block_slots = BlockSlots(folder.blocks, self._space)
+        parts = (self._files, self._block_slots, self._entries, self._space, self._health)
+        self._extents = Extents(*parts)
+        self._extent_recovery = ExtentRecovery(*parts)
         self._slabs = Slabs(folder.slabs, self._entries, self._space, self._health, options.max_open_files // 2)
 
     @classmethod
@@ -230,10 +240,7 @@ class LocalTier:
                 self._require_inodes(version)
                 self._extents.write(version, offset, view)
         except OSError as error:
-            failure = self._health.write_failed(error)
-            if isinstance(failure, TierFull):
-                self._space.disk_is_full()
-            raise failure from error
+            raise self._disk_failed(error) from error
         finally:
             self._space.settle(need, 0)
 
@@ -246,7 +253,7 @@ class LocalTier:
             elif (row := self._entries.find(version.digest)) != NOT_FOUND:
                 self._slabs.drop(row)
         except OSError as error:
-            self._health.write_failed(error)
+            self._disk_failed(error)
         return held
 
     def close(self) -> None:
@@ -255,6 +262,8 @@ class LocalTier:
             return
         self._closed = True
         self._health.close()
+        with contextlib.suppress(OSError):  # then the next open looks at the names of all files
+            self._block_slots.close()
         self._files.close()
         self._slabs.close()
         self._folder.close()
@@ -265,6 +274,11 @@ class LocalTier:
     def in_service(self) -> bool:
         """Whether reads are answered; does not try the disk. Of several folders, those out of service are passed over."""
         return self._health.readable
+
+    @property
+    def used_bytes(self) -> int:
+        """What its files allocate now; cheap, as against `stats`."""
+        return self._space.used_bytes
 
     def probe(self) -> bool:
         """Try a tier that is out of service, if it is time; whether it is in service. For whoever passes it over."""
@@ -304,7 +318,7 @@ class LocalTier:
         """Recount everything from the files; AssertionError if an account is wrong. Nobody may be writing."""
         self._entries.validate()
         self._slabs.validate()
-        self._extents.validate()
+        self._extent_recovery.validate(self._extents.count)
         assert self._space.reserved_bytes == 0
         actual = allocated_below(self._folder.slabs) + allocated_below(self._folder.extents)
         assert self._space.used_bytes >= actual, (self._space.used_bytes, actual)
@@ -318,6 +332,28 @@ class LocalTier:
         if self._closed:
             raise TierFailed(f"the {self.options.name} tier at {self.options.folder} is closed")
         self._health.check_writable()
+        if self._left_over and time.monotonic() >= self._reclaim_at:
+            self._reclaim()
+
+    def _disk_failed(self, error: OSError) -> TierError:
+        """Take note of a failed write or eviction; what to raise to a writer."""
+        if error.errno in FULL:
+            self._space.disk_is_full()
+        self._left_over = True
+        return self._health.write_failed(error)
+
+    def _reclaim(self) -> None:
+        """Free the bytes that failed writes and evictions left behind; not more often than a failing disk is probed."""
+        with self._evict_lock:
+            if not self._left_over:
+                return
+            self._reclaim_at = time.monotonic() + self.options.probe_interval_s
+            try:
+                self._slabs.reclaim()
+                self._extents.count = self._extent_recovery.reclaim()
+                self._left_over = False
+            except OSError as error:
+                self._health.write_failed(error)
 
     def _write_small(self, version: ObjectVersion, view: memoryview) -> None:
         row = self._entries.begin(version.digest, 0, len(view))
@@ -336,11 +372,16 @@ class LocalTier:
         """Reserve room for a write, evicting if there is none. Raises TierFull."""
         if self._space.try_reserve(need):
             return
+        batch = int(self.options.capacity_bytes * (1 - self.options.low_watermark))
         with self._evict_lock:
-            if self._space.try_reserve(need):
-                return
-            batch = int(self.options.capacity_bytes * (1 - self.options.low_watermark))
-            self._evict(need + min(batch, self.options.batch_bytes))
+            # Others may take what was made room for, as long as there is any: so more than once.
+            for _ in range(_MOST_ROUNDS):
+                if self._space.try_reserve(need):
+                    return
+                evicted = self._evicted
+                self._evict(need + min(batch, self.options.batch_bytes))
+                if self._evicted == evicted:
+                    break
             if self._space.try_reserve(need):
                 return
         raise TierFull(
@@ -349,52 +390,61 @@ class LocalTier:
         )
 
     def _evict(self, room_bytes: int) -> None:
-        """Evict until that much could be reserved, or nothing can be evicted any more."""
+        """Evict until that much could be reserved, or nothing can be evicted any more. Failures of the disk are noted."""
         before = self._space.used_bytes
         group: list[Victim] = []
-        promised = 0
         try:
-            while self._space.room_bytes() + promised < room_bytes:
-                victim = self._entries.next_victim()
-                if victim is None:
-                    break
-                if is_block(victim.location):
-                    self._evicted += self._extents.evict(victim, self._on_evict)
-                    continue
-                if not self._entries.remove(victim.row, victim.location):
-                    continue
-                group.append(victim)
-                promised += small_parts(victim.location)[2]
-                if len(group) == _EVICT_GROUP or self._space.room_bytes() + promised >= room_bytes:
-                    taken, group, promised = group, [], 0
-                    self._free_small(taken)
-            self._free_small(group)
+            try:
+                self._evict_until(room_bytes, group)
+            finally:
+                self._free_small(group)
         except OSError as error:
-            self._health.write_failed(error)
-        finally:
-            self._evicted_bytes += max(before - self._space.used_bytes, 0)
+            self._disk_failed(error)
+        self._evicted_bytes += max(before - self._space.used_bytes, 0)
+
+    def _evict_until(self, room_bytes: int, group: list[Victim]) -> None:
+        """Take victims out. Small ones are collected in `group`, entries out and bytes not yet freed, and freed together;
+        those still in it at the end, or after an OSError, are left to the caller."""
+        promised = 0
+        while self._space.room_bytes() + promised < room_bytes:
+            victim = self._entries.next_victim()
+            if victim is None:
+                return
+            if is_block(victim.location):
+                self._evicted += self._extents.evict(victim, self._on_evict)
+                continue
+            if not self._entries.remove(victim.row, victim.location):
+                continue
+            group.append(victim)
+            promised += small_parts(victim.location)[2]
+            if len(group) == _EVICT_GROUP or self._space.room_bytes() + promised >= room_bytes:
+                self._free_small(group)
+                promised = 0
 
     def _free_small(self, removed: list[Victim]) -> None:
-        self._slabs.free(removed, self._on_evict)
-        self._evicted += len(removed)
+        """Free the bytes of small victims and empty the list. Raises OSError after all of them were tried."""
+        taken = removed.copy()
+        removed.clear()
+        self._evicted += len(taken)
+        self._slabs.free(taken, self._on_evict)
         self._slabs.compact()
 
     def _require_inodes(self, version: ObjectVersion) -> None:
-        """Make sure that a file may be added for a large object, evicting others' files if it must be. Raises TierFull."""
-        if not self._space.inodes_short or self._extents.has_files(version):
+        """Make sure that files may be added for a large object, evicting others' if it must be. Raises TierFull."""
+        if self._extents.has_rows(version) or self._space.try_inodes():
             return
         with self._evict_lock:
             files = self._extents.count
             for _ in range(_MOST_FOR_INODES):
                 victim = self._entries.next_victim()
-                if victim is None or self._extents.count < files:
+                if victim is None or self._extents.count <= files - _FILES_FOR_INODES:
                     break
                 if is_block(victim.location):
                     self._evicted += self._extents.evict(victim, self._on_evict)
                 elif self._entries.remove(victim.row, victim.location):
                     self._free_small([victim])
             self._space.refresh()
-        if self._space.inodes_short:
+        if not self._space.try_inodes():
             raise TierFull(
                 f"too few inodes are free on the disk of the {self.options.name} tier at {self.options.folder}",
                 remedy="remove files from that disk, or lower the free-space ratio",
@@ -404,7 +454,7 @@ class LocalTier:
         for path in (self._folder.path, self._folder.slabs, self._folder.extents):
             self._space.settle(0, os.stat(path).st_blocks * BLOCK_UNIT_BYTES)
         self._slabs.recover()
-        self._extents.recover()
+        self._extents.count = self._extent_recovery.recover()
         if self._space.room_bytes() < 0:
             with self._evict_lock:
                 self._evict(0)

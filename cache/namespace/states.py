@@ -1,0 +1,62 @@
+"""What is known of one folder of a live bucket, and until when."""
+
+from typing import NamedTuple
+
+from .folder_listing import IS_FOLDER, Entry, FolderListing
+
+
+class Known(NamedTuple):
+    """A listing, the moment at which its loading *began* (what it says was true then or later), and until when it may be
+    believed without asking again."""
+
+    listing: FolderListing
+    as_of_s: float
+    until_s: float
+
+
+class KnownName(NamedTuple):
+    """What one request said of one name; `entry` is None when there is no such name."""
+
+    entry: Entry | None
+    as_of_s: float
+    until_s: float
+
+
+class Found(NamedTuple):
+    """An answer about one name, and for how long it may still be believed; `ttl_s` is 0 for answers of an outage.
+
+    From a listing: `listing` and `row` (that of a file, or IS_FOLDER, or IS_ABSENT). From a request for one name:
+    `single`, None when there is no such name.
+    """
+
+    listing: FolderListing | None
+    row: int
+    single: Entry | None
+    ttl_s: float
+
+    def entry(self, name: bytes) -> Entry | None:
+        """What there is under `name`, which is the name that was asked for; None if certainly nothing."""
+        if self.listing is None:
+            return self.single
+        if self.row >= 0:
+            return self.listing.file(self.row)
+        return Entry(name, True) if self.row == IS_FOLDER else None
+
+
+class FolderState:
+    """Mutable, changed on the event loop only. `known` is replaced as a whole, so other threads may read it.
+
+    `used_s` is when it was last asked, for eviction. `is_large` says that the folder did not fit one page when it was last tried: single names are asked for then, until
+    `name_requests` says that loading it all is worth it.
+    """
+
+    __slots__ = ("holders", "is_large", "known", "name_requests", "names", "prefix", "used_s")
+
+    def __init__(self, prefix: str) -> None:
+        self.prefix = prefix
+        self.known: Known | None = None
+        self.names: dict[bytes, KnownName] = {}
+        self.is_large = False
+        self.name_requests = 0
+        self.holders = 0
+        self.used_s = 0.0
