@@ -106,7 +106,7 @@ class MetaStore(Protocol):
     # --- Pages: immutable bytes under their hash.
 
     def put_pages(self, pages: Sequence[tuple[PageId, bytes]]) -> int:
-        """Store pages; those already there are touched and freed of any condemnation. Returns how many were new."""
+        """Store pages; those already there are stored again, touched and freed of any condemnation. Returns how many were new."""
         ...
 
     def get_pages(self, ids: Sequence[PageId]) -> dict[PageId, bytes]:

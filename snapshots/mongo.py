@@ -119,8 +119,9 @@ class MongoMetaStore:
         updates = [
             UpdateOne(
                 {"_id": Binary(name)},
+                # The bytes are set again too: a page that was damaged is healed by whoever stores it anew.
                 {
-                    "$setOnInsert": {"data": Binary(data), "size": len(data)},
+                    "$set": {"data": Binary(data), "size": len(data)},
                     "$currentDate": {"touched": True},
                     "$unset": {"condemned": ""},
                 },

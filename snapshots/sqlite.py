@@ -100,8 +100,10 @@ class SqliteMetaStore:
         now = self.now_ms()
         with self._writing() as db:
             (before,) = db.execute("SELECT total_changes()").fetchone()
+            # The bytes are written again too: a page that was damaged on disk is healed by whoever stores it anew.
             touched = db.executemany(
-                "UPDATE pages SET touched_ms = ?, condemned = 0 WHERE id = ?", [(now, name) for name, _ in pages]
+                "UPDATE pages SET touched_ms = ?, condemned = 0, data = ? WHERE id = ?",
+                [(now, data, name) for name, data in pages],
             ).rowcount
             db.executemany(
                 "INSERT OR IGNORE INTO pages (id, touched_ms, data) VALUES (?, ?, ?)",

@@ -226,8 +226,10 @@ class History(RuleBasedStateMachine):
         sides = [base | entries(dict(list(drawn.items())[:6])) for drawn in (ours, theirs)]
         if not all(is_possible(set(side)) for side in sides):
             return
+        # By its id: the source may be one of the branches that are moved here.
+        start = f"{self.name}@{self.repo.resolve(f'{self.name}@{source}').commit.id.hex()}"
         for branch, side in zip(("left", "right"), sides, strict=True):
-            self.repo.branch(f"{self.name}@{source}", branch, force=True)
+            self.repo.branch(start, branch, force=True)
             self.heads[branch] = base
             edits = puts(batch_of([side[p] for p in sorted(side, key=str.encode) if base.get(p) != side[p]]))
             self.repo.edit(self.name, [edits], branch=branch)
