@@ -41,8 +41,8 @@ def test_kill_9_loses_nothing_that_was_published(meta_url: str) -> None:
         lines = run_and_kill(meta_url, seed, chance.randrange(2, 6), chance.uniform(0.0, 0.15))
         assert lines[0] == "ready"
         for line in lines[1:]:
-            _, name, count = line.split()
-            published[name] = int(count)
+            _, name, entry_count = line.split()
+            published[name] = int(entry_count)
         with open_repository(meta_url) as repo:
             for name, count in published.items():
                 assert sum(batch.num_rows for batch in repo.resolve(name).batches()) == count

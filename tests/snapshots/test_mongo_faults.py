@@ -74,6 +74,7 @@ def replica_set(tmp_path: Path) -> Iterator[tuple[str, pymongo.MongoClient[dict[
         settings = {"electionTimeoutMillis": 1000, "heartbeatIntervalMillis": 500}
 
         def initiated() -> bool:
+            client: pymongo.MongoClient[dict[str, Any]]
             with pymongo.MongoClient(
                 "127.0.0.1", ports[0], directConnection=True, serverSelectionTimeoutMS=500
             ) as client:
