@@ -146,7 +146,7 @@ class BlockSlots:
         if magic != TABLE_MAGIC or version != TABLE_VERSION:
             return False
         if closed:
-            return os.fstat(self._file.fd).st_size >= HEADER_BYTES + count * SLOT_BYTES
+            return bool(os.fstat(self._file.fd).st_size >= HEADER_BYTES + count * SLOT_BYTES)
         return bool(boot_id == _boot_id())
 
     def _write_header(self, *, closed: bool) -> None:
