@@ -1,16 +1,15 @@
 """`forebay snapshot create|select|split|merge|rollback|tag|branch`: what makes versions and names them."""
 
 import argparse
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 from .. import amounts, config
 from ..errors import UsageError
 from ..snapshots import Made, ManifestOptions, Selection, Split
+from ..snapshots.bucket_pages import bucket_pages
 from ..snapshots.names import MAIN
 from ..snapshots.object_listing import blocking
-from ..tiers.understore import ListPage, UnderStore
 from . import frame, progress
 from .actions import (
     STORE_SETTINGS,
@@ -51,7 +50,7 @@ def _create(args: argparse.Namespace, settings: config.Settings) -> int:
             found = repository.create_from_listing(
                 args.name,
                 store.id,
-                blocking(_pages(store, prefix), stores.loop),
+                blocking(bucket_pages(store, prefix), stores.loop),
                 prefix=prefix,
                 branch=args.branch,
                 note=note_of(args),
@@ -65,16 +64,6 @@ def _create(args: argparse.Namespace, settings: config.Settings) -> int:
     report_made(found.made, args, {"rejected": found.progress.rejected})
     report_rejects(found.progress, args, "keys")
     return 0
-
-
-async def _pages(store: UnderStore, prefix: str) -> AsyncIterator[ListPage]:
-    token = None
-    while True:
-        page = await store.list_page(prefix, token=token)
-        yield page
-        if page.next_token is None:
-            return
-        token = page.next_token
 
 
 # --- From other versions ------------------------------------------------------------------------------------------

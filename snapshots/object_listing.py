@@ -51,7 +51,7 @@ class ListingParser:
                 pa.repeat(pa.scalar(self._store), len(rows)),
                 pa.array(keys, pa.string()),
                 pa.array([page.etags[row] for row in rows], pa.string()),
-                pa.nulls(len(rows), pa.string()),
+                pa.array([page.version_ids[row] if page.version_ids else None for row in rows], pa.string()),
                 pa.array([page.sizes[row] for row in rows], pa.int64()),
                 pa.array([page.mtimes_ns[row] for row in rows], pa.int64()),
                 pa.nulls(len(rows), pa.string()),

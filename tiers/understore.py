@@ -34,6 +34,7 @@ class ObjectInfo:
 class ListPage:
     """One page of a listing, as columns of equal length, in the store's key order (UTF-8 byte order on S3).
 
+    `version_ids` is empty, because listings do not tell them; whoever looked them up may fill it in.
     `prefixes` are the common prefixes (ending in the delimiter) that belong to this page when a delimiter was
     given. `next_token` is None on the last page.
     """
@@ -44,6 +45,7 @@ class ListPage:
     mtimes_ns: Sequence[int]
     prefixes: Sequence[str]
     next_token: str | None
+    version_ids: Sequence[str | None] = ()
 
 
 class UnderStore(Protocol):

@@ -74,6 +74,22 @@ def test_a_version_of_a_bucket_as_it_is(forebay_sqlite: Forebay, s3_environment:
     assert [one["name"] for one in forebay_sqlite("dataset", "list", "--json").json] == ["pets"]
 
 
+def test_a_bucket_that_keeps_versions_is_recorded_with_version_ids(
+    forebay_sqlite: Forebay, s3_environment: S3Server
+) -> None:
+    bucket = s3_environment.new_bucket("versioned")
+    client = s3_environment.client()
+    client.put_bucket_versioning(Bucket=bucket, VersioningConfiguration={"Status": "Enabled"})
+    ids = {key: client.put_object(Bucket=bucket, Key=key, Body=key.encode())["VersionId"] for key in ("a", "b/c")}
+    forebay_sqlite("snapshot", "create", "pets", "--from", f"s3://{bucket}")
+    client.put_object(Bucket=bucket, Key="a", Body=b"another")
+    lines = forebay_sqlite("snapshot", "ls", "pets", "-R", "--json").lines
+    assert {line["key"]: line["versionId"] for line in lines} == ids
+    forebay_sqlite("snapshot", "verify", "pets")
+    client.delete_object(Bucket=bucket, Key="a", VersionId=ids["a"])
+    assert "1 missing" in forebay_sqlite("snapshot", "verify", "pets", code=DriftFound.exit_code).err
+
+
 def test_drift_is_found_and_listed(forebay: Forebay, s3_environment: S3Server, tmp_path: Path) -> None:
     bucket = filled_bucket(s3_environment)
     forebay("snapshot", "create", "pets", "--from", f"s3://{bucket}/in")
