@@ -12,6 +12,7 @@ object on stdout, so that a script has one thing to read.
 
 import argparse
 import importlib
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -23,6 +24,15 @@ from .errors import ForebayError
 
 # Order is that of `forebay --help`. Each name is a module of commands/.
 COMMANDS = {
+    "mount": "mount a bucket or a data set version as a plain folder",
+    "umount": "unmount, also when the process behind the mount is dead",
+    "prefetch": "warm the cache, and say with a receipt what is there",
+    "status": "show mounts, tiers, hit rates and throughput",
+    "info": "tell which version a file is and how much of it is cached",
+    "free": "let go of cached data",
+    "pins": "list the leases that hold cached data",
+    "unpin": "end leases before their time",
+    "serve": "hold the cache of a source without mounting it",
     "dataset": "make data sets and change what is in them",
     "snapshot": "make, look at, compare, check and keep versions of data sets",
     "config": "show every setting, its value and where it comes from",
@@ -80,6 +90,8 @@ def _command(arguments: Sequence[str]) -> str | None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="surrogateescape")  # names that are no UTF-8 come out as the bytes they are
     arguments = list(sys.argv[1:] if argv is None else argv)
     command = _command(arguments)
     try:

@@ -185,6 +185,7 @@ class Settings:
     eviction: str = _setting(
         _choice("s3fifo", "lru", "ttl", "epoch"), "s3fifo", "which cached data goes first when a tier is full"
     )
+    eviction_ttl: float = _setting(DURATION, 7 * 86400.0, "age at which eviction=ttl lets cached data go")
     metadata_ttl: float = _setting(
         DURATION,
         60.0,

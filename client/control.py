@@ -81,9 +81,9 @@ class Control:
         """The JSON answer to a request that changes something."""
         return json.loads(self._ask("POST", _target(call, {}), json.dumps(body or {}).encode()))
 
-    def read(self, call: str, **query: str | int) -> bytes:
+    def post_for_bytes(self, call: str, body: Mapping[str, Any]) -> bytes:
         """An answer of plain bytes."""
-        return self._ask("GET", _target(call, query), None)
+        return self._ask("POST", _target(call, {}), json.dumps(body).encode())
 
     def stream(self, call: str, body: Mapping[str, Any] | None = None) -> Iterator[Any]:
         """The lines of a long answer as they come. Closing the iterator hangs up, which cancels the work.

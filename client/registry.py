@@ -13,6 +13,7 @@ import fcntl
 import json
 import os
 import secrets
+import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -22,6 +23,7 @@ from ..errors import ConfigError
 
 Role = Literal["mount", "serve", "prefetch"]
 _ENTRY, _SOCKET = ".json", ".sock"
+_POLL_S = 0.02
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,3 +189,13 @@ def mount_of(path: str) -> tuple[Entry, str] | None:
             assert nearest.mountpoint is not None
             return nearest, text[len(nearest.mountpoint.rstrip("/")) + 1 :]
     return None
+
+
+def wait_until_gone(entry: Entry, timeout_s: float) -> bool:
+    """Wait until that process has given its cache back; False if it has not by then."""
+    deadline = time.monotonic() + timeout_s
+    while any(other.id == entry.id for other in entries()):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(_POLL_S)
+    return True

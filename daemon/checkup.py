@@ -4,6 +4,7 @@ A check never raises for what it came to find out, and each has a bound on its t
 gets its whole list.
 """
 
+import asyncio
 import contextlib
 import os
 import platform
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Literal
 
 from .. import amounts, config
+from ..errors import ForebayError
 from . import machine
 
 SPEED_PROBE_BYTES = 64 * amounts.MIB
@@ -212,9 +214,32 @@ def disk_speed(folder: Path) -> tuple[float, float]:
 
 
 def check_source(source: str, settings: config.Settings) -> Iterator[Finding]:
+    """Where its credentials are, whether its clock is ours, and whether it can be listed."""
     if source.startswith("s3://"):
         yield from check_credentials(settings)
         yield from check_clock(source, settings)
+    yield check_listing(source, settings)
+
+
+def check_listing(source: str, settings: config.Settings) -> Finding:
+    """Ask the source what a mount would ask first. Bounded by the io-timeout."""
+    from . import sources
+
+    async def ask() -> str:
+        opened = await sources.open_source(source, settings)
+        try:
+            return opened.name.text
+        finally:
+            await opened.close()
+
+    start = time.perf_counter()
+    try:
+        name = asyncio.run(ask())
+    except ForebayError as error:
+        return Finding("source", "fail", error.message, error.remedy or "")
+    return Finding(
+        "source", "ok", f"{name} can be read, asked in {amounts.format_duration(time.perf_counter() - start)}"
+    )
 
 
 def check_credentials(settings: config.Settings) -> Iterator[Finding]:

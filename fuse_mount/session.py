@@ -106,7 +106,7 @@ class Mount:
             second = asyncio.ensure_future(asked.get())
             await asyncio.wait({leaving, second}, return_when=asyncio.FIRST_COMPLETED)
             if not leaving.done():
-                await self._abort()
+                await self.abort()
             second.cancel()
             await leaving
         first.cancel()
@@ -123,13 +123,13 @@ class Mount:
         await asyncio.wait({ended}, timeout=grace_s if busy else _ABORTED_WAIT_S)
         if not ended.done():
             log.warning("%s is still in use; aborting it", self.mountpoint)
-            await self._abort()
+            await self.abort()
             await asyncio.wait({ended}, timeout=_ABORTED_WAIT_S)
         await self._transport.close()
         if ended.done():
             ended.result()
 
-    async def _abort(self) -> None:
+    async def abort(self) -> None:
         await asyncio.to_thread(abort, self._device[1])
         self._transport.give_up()
 

@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 
 from forebay import cli, errors
-from forebay.tests.cli.conftest import Run
 from forebay.tests.project.test_structure import ROOT
+from forebay.tests.support.command_line import CommandLine
 
 
-def test_help_names_every_command(forebay: Run) -> None:
+def test_help_names_every_command(forebay: CommandLine) -> None:
     done = forebay("--help")
     assert done.returncode == 0
     for name in cli.COMMANDS:
@@ -39,17 +39,17 @@ def test_help_imports_nothing_heavy() -> None:
     assert not modules & {"aiohttp", "numpy", "pyarrow", "boto3", "obstore", "rich", "fsspec", "pymongo", "asyncio"}
 
 
-def test_version(forebay: Run) -> None:
+def test_version(forebay: CommandLine) -> None:
     assert forebay("--version").stdout.startswith("forebay ")
 
 
-def test_unknown_command(forebay: Run) -> None:
+def test_unknown_command(forebay: CommandLine) -> None:
     done = forebay("mout")
     assert done.returncode == 2
     assert "mout" in done.stderr
 
 
-def test_config_shows_values_and_origins(forebay: Run, tmp_path: Path) -> None:
+def test_config_shows_values_and_origins(forebay: CommandLine, tmp_path: Path) -> None:
     file = tmp_path / "f.toml"
     file.write_text('eviction = "lru"\n')
     done = forebay(
@@ -71,14 +71,14 @@ def test_config_shows_values_and_origins(forebay: Run, tmp_path: Path) -> None:
     assert "pw" not in done.stdout
 
 
-def test_failures_are_said_on_stderr_and_in_json(forebay: Run) -> None:
+def test_failures_are_said_on_stderr_and_in_json(forebay: CommandLine) -> None:
     done = forebay("config", "no-such", "--json")
     assert done.returncode == 2
     assert done.stderr == "forebay: there is no setting 'no-such'; `forebay config` lists all\n"
     assert json.loads(done.stdout)["error"]["kind"] == "usage"
 
 
-def test_wrong_variable_has_its_exit_code(forebay: Run) -> None:
+def test_wrong_variable_has_its_exit_code(forebay: CommandLine) -> None:
     done = forebay("config", environ={"FOREBAY_CASH_DIR": "/x"})
     assert done.returncode == 3
     assert "did you mean FOREBAY_CACHE_DIR?" in done.stderr

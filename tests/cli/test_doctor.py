@@ -12,11 +12,11 @@ import pytest
 
 from forebay import config
 from forebay.daemon import checkup, machine
-from forebay.tests.cli.conftest import Run
+from forebay.tests.support.command_line import CommandLine
 from forebay.tests.support.servers import S3Server
 
 
-def test_healthy_machine_and_store(forebay: Run, s3: S3Server, tmp_path: Path) -> None:
+def test_healthy_machine_and_store(forebay: CommandLine, s3: S3Server, tmp_path: Path) -> None:
     bucket = s3.new_bucket()
     done = forebay(
         "doctor", f"s3://{bucket}", "--no-speed", "--cache-dir", str(tmp_path / "c"), "--json", environ=s3.environment
@@ -31,7 +31,7 @@ def test_healthy_machine_and_store(forebay: Run, s3: S3Server, tmp_path: Path) -
     assert not list(tmp_path.glob("**/.forebay-doctor*"))
 
 
-def test_nothing_works(forebay: Run) -> None:
+def test_nothing_works(forebay: CommandLine) -> None:
     done = forebay("doctor", "s3://bucket", "--no-speed", "--endpoint-url", "http://127.0.0.1:1")
     assert done.returncode == 1
     assert "fail  credentials    none found" in done.stdout

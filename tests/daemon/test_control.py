@@ -51,7 +51,7 @@ def new_server(path: Path, jobs: Jobs) -> ControlServer:
 
     server.add("GET", "echo", echo)
     server.add("POST", "echo", echo)
-    server.add("GET", "content", content)
+    server.add("POST", "content", content)
     server.add("GET", "changed", changed)
     server.add("GET", "broken", broken)
     server.add("POST", "count", count)
@@ -81,7 +81,7 @@ async def test_calls(server: ControlServer) -> None:
     answer = await asyncio.to_thread(control.get, "echo", path="a b/\udcffé&=")
     assert answer["query"] == {"path": "a b/\udcffé&="}
     assert (await asyncio.to_thread(control.post, "echo", {"x": [1]}))["body"] == {"x": [1]}
-    assert await asyncio.to_thread(control.read, "content") == b"\0\xff" * 1000
+    assert await asyncio.to_thread(control.post_for_bytes, "content", {}) == b"\0\xff" * 1000
     assert server.path.stat().st_mode & 0o777 == 0o600
     control.close()
 

@@ -1,0 +1,383 @@
+"""`forebay://` for Python: an fsspec file system that reads through the Forebay process which holds the cache.
+
+    forebay://s3/bucket/key              an object of a bucket; likewise file, gs, abfs, ... as the first word
+    forebay://dataset@ref/path           a file of a snapshot
+
+so pandas, pyarrow, `datasets` and PyTorch read cached data by putting `forebay://s3/` where `s3://` was. If a mount
+or another program already holds the cache of that bucket, its process is used; otherwise one is started in the
+background (`forebay serve`) and ends by itself when idle. So many processes share one cache and one set of fetches.
+
+Safe in forked and spawned data-loader workers: there is no event loop and no thread here, every process opens its own
+connections, and instances pickle. Read-only. Storage options are the settings of `forebay config` with underscores
+(`endpoint_url=`, `cache_size=`, ...), and `source=` to say where the root of the cached tree is, if it is not the bucket.
+"""
+
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import fsspec
+import fsspec.spec
+
+from .. import config
+from ..errors import DaemonUnreachable, ForebayError, ObjectNotFound, UsageError
+from . import registry
+from .control import Control, error_from
+
+# One request to the process: large enough that its cost does not matter, small enough to be quick for random readers.
+BLOCK_BYTES = 1024 * 1024
+MAX_REQUEST_BYTES = 32 * 1024 * 1024
+_MAX_RANGES = 512
+_START_TIMEOUT_S = 240.0
+_DATASET = re.compile(r"[^/@]+@[^/]+")
+
+
+class ForebayFileSystem(fsspec.spec.AbstractFileSystem):  # type: ignore[misc]
+    """See the module. Errors are those of `OSError` where Python programs look for them (FileNotFoundError), else ours."""
+
+    protocol = "forebay"
+    root_marker = ""
+    cachable = True
+
+    def __init__(self, source: str | None = None, **options: Any) -> None:
+        texts = {name.replace("_", "-"): value for name, value in options.items() if name not in _FSSPEC_OPTIONS}
+        for name in texts:
+            if name not in config.TABLE:
+                raise config.unknown_setting(name)
+        super().__init__(source=source, **options)
+        self._source = source.rstrip("/") if source else None
+        self._texts = {name: _text_of(value) for name, value in texts.items() if value is not None}
+        self._controls: dict[str, tuple[str, Control]] = {}
+
+    # --- What fsspec calls. Paths are without `forebay://`: `s3/bucket/key`, `dataset@ref/path`. ---
+
+    def ls(self, path: str, detail: bool = True, **_: Any) -> list[Any]:
+        path = self._strip_protocol(path)
+        root, inside = self._split(path)
+        try:
+            entries = [e for lines in self._stream(root, "files/list", {"path": inside}) for e in lines["entries"]]
+        except ObjectNotFound as error:
+            if self.info(path)["type"] != "file":
+                raise FileNotFoundError(path) from error
+            entries = [{**self._get(root, "files/info", path=inside), "name": inside}]
+        found = [self._entry(root, entry) for entry in entries]
+        return found if detail else [entry["name"] for entry in found]
+
+    def info(self, path: str, **_: Any) -> dict[str, Any]:
+        path = self._strip_protocol(path)
+        root, inside = self._split(path)
+        try:
+            return self._entry(root, self._get(root, "files/info", path=inside))
+        except ObjectNotFound as error:
+            raise FileNotFoundError(path) from error
+
+    def find(
+        self, path: str, maxdepth: int | None = None, withdirs: bool = False, detail: bool = False, **_: Any
+    ) -> Any:
+        if maxdepth is not None or withdirs:
+            return super().find(path, maxdepth=maxdepth, withdirs=withdirs, detail=detail)
+        root, inside = self._split(self._strip_protocol(path))
+        found: dict[str, Any] = {}
+        try:
+            for lines in self._stream(root, "files/find", {"path": inside}):
+                for entry in lines["entries"]:
+                    one = self._entry(root, entry)
+                    found[one["name"]] = one
+        except ObjectNotFound:
+            pass  # as everywhere in fsspec: what is not there has no files below it
+        names = sorted(found)
+        return {name: found[name] for name in names} if detail else names
+
+    def cat_file(self, path: str, start: int | None = None, end: int | None = None, **_: Any) -> bytes:
+        (data,) = self._read_all([(self._strip_protocol(path), start, end)])
+        if isinstance(data, Exception):
+            raise data
+        return data
+
+    def cat_ranges(
+        self,
+        paths: Sequence[str],
+        starts: Sequence[int | None] | int | None,
+        ends: Sequence[int | None] | int | None,
+        max_gap: int | None = None,
+        on_error: str = "return",
+        **_: Any,
+    ) -> list[Any]:
+        count = len(paths)
+        low = list(starts) if isinstance(starts, Iterable) else [starts] * count
+        high = list(ends) if isinstance(ends, Iterable) else [ends] * count
+        if not count == len(low) == len(high):
+            raise ValueError(f"{count} paths, {len(low)} starts and {len(high)} ends")
+        found = self._read_all([(self._strip_protocol(p), s, e) for p, s, e in zip(paths, low, high, strict=True)])
+        if on_error != "return":
+            for data in found:
+                if isinstance(data, Exception):
+                    raise data
+        return found
+
+    def cat(self, path: Any, recursive: bool = False, on_error: str = "raise", **_: Any) -> Any:
+        paths = self.expand_path(path, recursive=recursive)
+        if len(paths) == 1 and not isinstance(path, list) and paths[0] == self._strip_protocol(path):
+            return self.cat_file(paths[0])
+        paths = [one for one in paths if not recursive or self.isfile(one)]
+        found = dict(zip(paths, self._read_all([(one, None, None) for one in paths]), strict=True))
+        failed = next((data for data in found.values() if isinstance(data, Exception)), None)
+        if failed is not None and on_error == "raise":
+            raise failed
+        return {p: d for p, d in found.items() if on_error != "omit" or not isinstance(d, Exception)}
+
+    def _open(
+        self, path: str, mode: str = "rb", block_size: int | None = None, cache_options: Any = None, **options: Any
+    ) -> "ForebayFile":
+        if mode != "rb":
+            raise io.UnsupportedOperation(f"forebay:// is read-only, and {path} was to be opened with mode {mode!r}")
+        options.setdefault("cache_type", "readahead")
+        return ForebayFile(self, path, mode, block_size or BLOCK_BYTES, cache_options=cache_options, **options)
+
+    def created(self, path: str) -> Any:
+        return self.modified(path)
+
+    def modified(self, path: str) -> Any:
+        import datetime
+
+        return datetime.datetime.fromtimestamp(self.info(path)["mtime"], datetime.UTC)
+
+    def ukey(self, path: str) -> str:
+        """Changes when the content does."""
+        return str(self.info(path)["digest"])
+
+    def checksum(self, path: str) -> int:
+        return int(self.ukey(path)[:16], 16)
+
+    # --- Roots: which process answers for a path. ---
+
+    def _split(self, path: str) -> tuple[str, str]:
+        """(source, path inside of it). The source is the one given, or that of a running process, or the bucket."""
+        first, _, rest = path.strip("/").partition("/")
+        if not first:
+            raise FileNotFoundError("forebay:// has no root: name a store, as in forebay://s3/bucket, or a dataset@ref")
+        if _DATASET.fullmatch(first):
+            return first, rest
+        slashes = "///" if first == "file" else "://"
+        url = f"file:///{rest}" if first == "file" else f"{first}{slashes}{rest}"
+        if self._source is not None:
+            if not (url + "/").startswith(self._source + "/"):
+                raise FileNotFoundError(f"{url} is not inside the source {self._source}")
+            return self._source, url[len(self._source) :].strip("/")
+        for root in self._controls:
+            if (url + "/").startswith(root + "/"):
+                return root, url[len(root) :].strip("/")
+        covering = [e.source for e in registry.entries() if (url + "/").startswith(e.source.rstrip("/") + "/")]
+        if covering:
+            root = max(covering, key=len).rstrip("/")
+            return root, url[len(root) :].strip("/")
+        if first == "file":
+            raise UsageError(
+                f"no Forebay process holds {url}, and it cannot be told which folder to hold",
+                remedy='give source="file:///folder", or start `forebay serve file:///folder`',
+            )
+        bucket, _, key = rest.partition("/")
+        return f"{first}://{bucket}", key
+
+    def _entry(self, root: str, entry: Mapping[str, Any]) -> dict[str, Any]:
+        """An entry as fsspec wants it."""
+        base = (
+            root
+            if "://" not in root
+            else root.replace("://", "/", 1)
+            if not root.startswith("file:///")
+            else "file/" + root[8:]
+        )
+        name = f"{base}/{entry['name']}".rstrip("/")
+        answer = {**entry, "name": name, "type": entry["type"], "size": entry["size"]}
+        if "mtime_ns" in answer:
+            answer["mtime"] = answer.pop("mtime_ns") / 1e9
+        return answer
+
+    def _control(self, root: str) -> Control:
+        known = self._controls.get(root)
+        if known is None:
+            known = self._controls[root] = self._find_or_start(root)
+        return known[1]
+
+    def _find_or_start(self, root: str) -> tuple[str, Control]:
+        """The control socket of the process that holds the cache of `root`, started if there is none."""
+        holder = next((entry for entry in registry.entries() if entry.source.rstrip("/") == root), None)
+        if holder is not None:
+            return holder.id, Control(holder.socket)
+        # Settings go as variables, not as arguments: everybody can read the arguments of a process. If several programs
+        # start at once, `serve` answers to all of them with the one process that won.
+        variables = {config.TABLE[name].variable: text for name, text in self._texts.items()}
+        done = subprocess.run(
+            [sys.executable, "-P", "-m", "forebay.cli", "serve", "--json", root],
+            env={**os.environ, **variables},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            timeout=_START_TIMEOUT_S,
+            check=False,
+        )
+        try:
+            answer = json.loads(done.stdout)
+        except ValueError:
+            raise DaemonUnreachable(
+                f"`forebay serve {root}` ended with exit status {done.returncode}", remedy="run it by hand to see why"
+            ) from None
+        if "error" in answer:
+            raise error_from(answer["error"])
+        return answer["socket"], Control(answer["socket"])
+
+    # --- Calls. A process may end (idle, or in favour of a mount) between two of them: then the next one is asked. ---
+
+    def _get(self, root: str, call: str, **query: str | int) -> Any:
+        try:
+            return self._control(root).get(call, **query)
+        except DaemonUnreachable:
+            self._forget(root)
+            return self._control(root).get(call, **query)
+
+    def _stream(self, root: str, call: str, body: Mapping[str, Any]) -> Iterator[Any]:
+        try:
+            lines = self._control(root).stream(call, body)
+            first = next(lines)
+        except DaemonUnreachable:
+            self._forget(root)
+            lines = self._control(root).stream(call, body)
+            first = next(lines)
+        yield first
+        yield from lines
+
+    def _forget(self, root: str) -> None:
+        known = self._controls.pop(root, None)
+        if known is not None:
+            known[1].close()
+
+    def _read(self, root: str, ranges: Sequence[Mapping[str, Any]]) -> list[bytes | Exception]:
+        try:
+            answer = self._control(root).post_for_bytes("files/read", {"ranges": list(ranges)})
+        except DaemonUnreachable:
+            self._forget(root)
+            answer = self._control(root).post_for_bytes("files/read", {"ranges": list(ranges)})
+        end = answer.index(b"\n")
+        view, position = memoryview(answer), end + 1
+        found: list[bytes | Exception] = []
+        for head, wanted in zip(json.loads(answer[:end]), ranges, strict=True):
+            if "error" in head:
+                found.append(_as_os_error(error_from(head["error"]), wanted["path"]))
+            else:
+                found.append(bytes(view[position : position + head["size"]]))
+                position += head["size"]
+        return found
+
+    def _read_all(self, wanted: Sequence[tuple[str, int | None, int | None]]) -> list[bytes | Exception]:
+        """The ranges of these files, in as few requests as they fit into. Failures stand in their place."""
+        found: list[bytes | Exception] = [b""] * len(wanted)
+        batch: list[tuple[int, str, dict[str, Any]]] = []
+        batch_bytes = 0
+        for index, (path, start, end) in enumerate(wanted):
+            root, inside = self._split(path)
+            try:
+                known = self._extent(root, inside, start, end)
+            except FileNotFoundError as error:
+                found[index] = error
+                continue
+            offset, size, digest = known
+            pieces = range(offset, offset + size, MAX_REQUEST_BYTES)
+            if len(pieces) > 1:
+                found[index] = self._read_long(root, inside, digest, offset, size)
+                continue
+            if batch and (batch_bytes + size > MAX_REQUEST_BYTES or len(batch) >= _MAX_RANGES or batch[0][1] != root):
+                self._read_batch(batch, found)
+                batch, batch_bytes = [], 0
+            batch.append((index, root, {"path": inside, "digest": digest, "offset": offset, "size": size}))
+            batch_bytes += size
+        if batch:
+            self._read_batch(batch, found)
+        return found
+
+    def _read_batch(self, batch: Sequence[tuple[int, str, dict[str, Any]]], found: list[bytes | Exception]) -> None:
+        answers = self._read(batch[0][1], [one for _, _, one in batch])
+        for (index, _, _), data in zip(batch, answers, strict=True):
+            found[index] = data
+
+    def _read_long(self, root: str, inside: str, digest: str | None, offset: int, size: int) -> bytes | Exception:
+        parts = []
+        for position in range(offset, offset + size, MAX_REQUEST_BYTES):
+            length = min(MAX_REQUEST_BYTES, offset + size - position)
+            (data,) = self._read(
+                root, [{"path": inside, "digest": digest, "offset": position, "size": length, "reader": 1}]
+            )
+            if isinstance(data, Exception):
+                return data
+            parts.append(data)
+        return b"".join(parts)
+
+    def _extent(self, root: str, inside: str, start: int | None, end: int | None) -> tuple[int, int, str | None]:
+        """(offset, size, digest) of a range as fsspec writes it. The file is looked up only if its size is needed."""
+        if start is not None and end is not None and 0 <= start <= end and end - start <= MAX_REQUEST_BYTES:
+            return start, end - start, None
+        try:
+            info = self._get(root, "files/info", path=inside)
+        except ObjectNotFound as error:
+            raise FileNotFoundError(inside) from error
+        if info["type"] != "file":
+            raise IsADirectoryError(inside)
+        first, last, _ = slice(start, end).indices(info["size"])
+        return first, max(last - first, 0), info["digest"]
+
+
+class ForebayFile(fsspec.spec.AbstractBufferedFile):  # type: ignore[misc]
+    """An open file: keeps the version that it was opened with, or fails with ObjectChanged."""
+
+    def __init__(self, fs: ForebayFileSystem, path: str, *args: Any, **options: Any) -> None:
+        super().__init__(fs, path, *args, **options)
+        self._root, self._inside = fs._split(path)
+        if self.details["type"] != "file":
+            raise IsADirectoryError(path)
+        self._digest: str = self.details["digest"]
+
+    def _fetch_range(self, start: int, end: int) -> bytes:
+        parts = []
+        for position in range(start, end, MAX_REQUEST_BYTES):
+            wanted = {
+                "path": self._inside,
+                "digest": self._digest,
+                "offset": position,
+                "size": min(MAX_REQUEST_BYTES, end - position),
+                # A number for this open file, so that the cache reads ahead of it.
+                "reader": id(self) & 0x7FFFFFFF | 1 << 40,
+            }
+            (data,) = self.fs._read(self._root, [wanted])
+            if isinstance(data, Exception):
+                raise data
+            parts.append(data)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+_FSSPEC_OPTIONS = {
+    "use_listings_cache",
+    "listings_expiry_time",
+    "max_paths",
+    "skip_instance_cache",
+    "asynchronous",
+    "loop",
+}
+
+
+def _text_of(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return str(value)
+
+
+def _as_os_error(error: ForebayError, path: str) -> Exception:
+    if isinstance(error, ObjectNotFound):
+        missing = FileNotFoundError(path)
+        missing.__cause__ = error
+        return missing
+    return error

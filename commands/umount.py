@@ -1,0 +1,41 @@
+"""Unmount, and wait until the process behind the mount has ended and its cache folder is free.
+
+Works as well when that process is dead. A mount in use is refused unless it is to go anyway: --lazy takes the name away
+now and the mount when the last user has closed; --force makes whoever still reads fail at once.
+"""
+
+import argparse
+
+from .. import config
+from ..errors import DaemonUnreachable
+from . import frame
+
+WAIT_TIMEOUT_S = 60.0
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("mountpoint", metavar="MOUNTPOINT")
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument("--lazy", action="store_true", help="detach now, end when the last user has closed its files")
+    how.add_argument("--force", action="store_true", help="users of the mount get errors, and it ends now")
+    frame.add_json(parser)
+
+
+def run(args: argparse.Namespace, settings: config.Settings) -> int:
+    from ..client import registry
+    from ..fuse_mount.mount_table import resolve
+    from ..fuse_mount.mountpoint import detach
+
+    path = resolve(args.mountpoint)
+    entry = next((entry for entry in registry.entries() if entry.mountpoint == path), None)
+    detach(path, lazy=args.lazy, force=args.force)
+    ended = entry is None or args.lazy or registry.wait_until_gone(entry, WAIT_TIMEOUT_S)
+    if args.json:
+        frame.emit_json({"mountpoint": path, "unmounted": True, "ended": ended and not args.lazy})
+    if not ended:
+        assert entry is not None
+        raise DaemonUnreachable(
+            f"{path} is unmounted, but its process {entry.pid} has not ended within {WAIT_TIMEOUT_S:.0f} s",
+            remedy=f"see its log {entry.log_file}" if entry.log_file else "end it with a signal",
+        )
+    return 0

@@ -1,0 +1,117 @@
+"""The calls about the cache and the process itself (docs/control-socket.md): status, info, prefetch, free, pins, jobs, stop."""
+
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+from aiohttp import web
+
+from ..errors import UsageError
+from ..fuse_mount.view import Kind
+from . import prefetching
+from .control import ControlServer, body_of, query_of, stream_lines
+from .prefetching import PrefetchRequest
+from .service import Service
+from .tree import Tree
+
+
+def add_to(server: ControlServer, service: Service, stop: Callable[[str], None]) -> None:
+    """Add the calls. `stop(reason)` asks the process to end."""
+    calls = _Calls(service, stop)
+    server.add("GET", "status", calls.status)
+    server.add("GET", "info", calls.info)
+    server.add("POST", "prefetch", calls.prefetch)
+    server.add("POST", "watch", calls.watch)
+    server.add("POST", "free", calls.free)
+    server.add("GET", "pins", calls.pins)
+    server.add("POST", "unpin", calls.unpin)
+    server.add("POST", "cancel", calls.cancel)
+    server.add("POST", "stop", calls.stop)
+
+
+class _Calls:
+    def __init__(self, service: Service, stop: Callable[[str], None]) -> None:
+        self._service = service
+        self._stop = stop
+
+    async def status(self, request: web.Request) -> web.Response:
+        return web.json_response(self._service.status())
+
+    async def info(self, request: web.Request) -> web.Response:
+        """One file, or the sum over a folder."""
+        service, path = self._service, query_of(request).get("path", "")
+        async with Tree(service.source.view).node(path) as node:
+            if node.kind is Kind.FILE:
+                version = service.source.view.version(node.ino)
+                answer: dict[str, Any] = {
+                    "path": path,
+                    "kind": "file",
+                    "size_bytes": node.size,
+                    "mtime_s": node.mtime_ns / 1e9,
+                    "version": asdict(version),
+                    "blocks": version.block_count,
+                    "cached": asdict(service.cache.cached(version)),
+                    "pins": service.pins.count(version.digest),
+                    "attributes": {
+                        name: value.decode("utf-8", "replace")
+                        for name, value in service.source.view.xattrs(node.ino).items()
+                    },
+                }
+                return web.json_response(answer)
+        total = dict.fromkeys(("files", "size_bytes", "cached_bytes", "ram_bytes", "ssd_bytes", "pinned_files"), 0)
+        async for _, version in service.source.entries(path):
+            parts = service.cache.cached(version)
+            total["files"] += 1
+            total["size_bytes"] += version.size
+            total["cached_bytes"] += parts.cached_bytes
+            total["ram_bytes"] += parts.ram_bytes
+            total["ssd_bytes"] += parts.ssd_bytes
+            total["pinned_files"] += service.pins.is_pinned(version.digest)
+        return web.json_response({"path": path, "kind": "folder", **total})
+
+    async def prefetch(self, request: web.Request) -> web.StreamResponse:
+        """Lines of a job as it goes on. Unless it is a background job, hanging up cancels it."""
+        body = await body_of(request)
+        service, wanted = self._service, PrefetchRequest.from_document(body)
+        job = service.jobs.start(
+            "prefetch",
+            wanted.describe(service.source.name.text),
+            lambda job: prefetching.run(service, wanted, job.update),
+        )
+        if body.get("background"):
+            return web.json_response(job.describe())
+        return await stream_lines(request, service.jobs.watch(job), hung_up=lambda: service.jobs.cancel(job))
+
+    async def watch(self, request: web.Request) -> web.StreamResponse:
+        """Lines of a job that runs in the background; hanging up leaves it alone."""
+        job = self._service.jobs.get(str((await body_of(request)).get("id")))
+        return await stream_lines(request, self._service.jobs.watch(job))
+
+    async def free(self, request: web.Request) -> web.Response:
+        body = await body_of(request)
+        paths = list(body.get("paths", [""]))
+        return web.json_response(
+            await prefetching.free(self._service, paths, also_pinned=bool(body.get("also_pinned")))
+        )
+
+    async def pins(self, request: web.Request) -> web.Response:
+        return web.json_response({"pins": [asdict(label) for label in self._service.pins.list()]})
+
+    async def unpin(self, request: web.Request) -> web.Response:
+        """End the leases with these ids, or all of an owner."""
+        body = await body_of(request)
+        service = self._service
+        ids, owner = list(body.get("ids", [])), body.get("owner")
+        if not ids and owner is None:
+            raise UsageError("neither an id nor an owner is given")
+        wanted = [pin.id for pin in service.pins.list() if pin.id in ids or (owner is not None and pin.owner == owner)]
+        return web.json_response({"removed": [pin_id for pin_id in wanted if service.pins.remove(pin_id)]})
+
+    async def cancel(self, request: web.Request) -> web.Response:
+        job = self._service.jobs.get(str((await body_of(request)).get("id")))
+        await self._service.jobs.cancel(job)
+        return web.json_response(job.describe())
+
+    async def stop(self, request: web.Request) -> web.Response:
+        self._stop(str((await body_of(request)).get("reason", "asked on the control socket")))
+        return web.json_response({"stopping": True})
