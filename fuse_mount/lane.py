@@ -61,7 +61,6 @@ _WANTED = (
     InitFlag.ASYNC_READ
     | InitFlag.BIG_WRITES
     | InitFlag.DO_READDIRPLUS
-    | InitFlag.READDIRPLUS_AUTO
     | InitFlag.ASYNC_DIO
     | InitFlag.NO_OPEN_SUPPORT
     | InitFlag.PARALLEL_DIROPS

@@ -64,6 +64,8 @@ class ReadOnlyHandlers:
         self.open_without_asking = False
         self._totals = FileSystemTotals()
         self._directories: dict[int, OpenDirectory] = {}
+        # Large folders that are being listed without attributes, by inode: a lookup in one of them changes that.
+        self._by_name_only: dict[int, OpenDirectory] = {}
         self._handle_numbers = itertools.count(1)
         self._absent = absent_entry(view.negative_ttl_s)
         listing_kept = OpenFlag.CACHE_DIR if view.negative_ttl_s == float("inf") else 0
@@ -113,6 +115,10 @@ class ReadOnlyHandlers:
 
     def lookup(self, parent: int, request: memoryview) -> Reply | Coroutine[Any, Any, Reply]:
         name = name_of(request)
+        if parent in self._by_name_only:
+            directory = self._by_name_only.pop(parent, None)
+            if directory is not None:
+                directory.expect_lookups()
         found = self.view.peek(parent, name)
         if found is None:
             return self._lookup_later(parent, name)
@@ -180,13 +186,18 @@ class ReadOnlyHandlers:
 
     def readdirplus(self, ino: int, request: memoryview) -> Reply:
         handle, offset, size = READ_IN.unpack_from(request, HEADER_BYTES)
-        return self._directory(handle).read(offset, size, plus=True)
+        directory = self._directory(handle)
+        reply = directory.read(offset, size, plus=True)
+        if directory.is_listed_by_name_only:
+            self._by_name_only[ino] = directory
+        return reply
 
     def releasedir(self, ino: int, request: memoryview) -> Reply:
         handle, _, _ = RELEASE_IN.unpack_from(request, HEADER_BYTES)
         directory = self._directories.pop(handle, None)
         if directory is not None:
             directory.close()
+        self._by_name_only.pop(ino, None)
         return b""
 
     def _directory(self, handle: int) -> OpenDirectory:

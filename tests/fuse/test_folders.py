@@ -1,11 +1,19 @@
 """Listings: complete, stable under seeking, bounded, and exact in what they count."""
 
+import asyncio
 import ctypes
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from forebay.fuse_mount import open_directory
+from forebay.fuse_mount.attributes import Appearance
+from forebay.fuse_mount.open_directory import OpenDirectory
+from forebay.fuse_mount.options import MountOptions
+from forebay.fuse_mount.view import Directory
 from forebay.tests.fuse.conftest import MountIt
 from forebay.tests.support.fuse import WAIT_S, until
 from forebay.tests.support.static_view import MemoryCache, StaticView
@@ -31,6 +39,41 @@ def test_a_large_folder_is_complete(mount_it: MountIt) -> None:
     with os.scandir(root / "folder") as entries:
         assert {entry.name for entry in entries if entry.is_file()} == expected
     assert sum(1 for _ in (root / "folder").rglob("*")) == 20_000
+
+
+@pytest.mark.parametrize("transport", ["lane"])
+def test_a_folder_is_listed_with_attributes_as_far_as_that_helps(
+    mount_it: MountIt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(open_directory, "KNOWN_FIRST", 3000)
+    view = many(20_000)
+    looked_up: list[bytes] = []
+    view.before = lambda operation, path: looked_up.append(path) if operation == "peek" else None
+    folder = mount_it(view).path / "folder"
+    # Who reads names only costs the kernel little.
+    assert len(os.listdir(folder)) == 20_000
+    assert 3000 <= len(view.lookups) < 8000
+    # Who also looks at them (a fresh listing is read in parts, as `find` does) gets ever more at once.
+    looked_up.clear()
+    with os.scandir(folder) as entries:
+        assert sum(entry.stat().st_size for entry in entries) == 0
+    assert len(view.lookups) == 20_001
+    assert len(looked_up) < 8000
+
+
+def test_a_name_that_fits_no_reply_is_an_error_and_no_end() -> None:
+    view = StaticView({b"n" * 200: b""})
+
+    async def listing() -> Directory:
+        return await view.open_directory(1)
+
+    directory = OpenDirectory(view, asyncio.run(listing()), 1, Appearance(MountOptions()))
+    with pytest.raises(OSError, match="does not fit"):
+        directory.read(2, 300, plus=True)
+    assert not view.lookups
+    assert len(directory.read(2, 4096, plus=True)) == 128 + 24 + 200
+    directory.close()
+    view.forget(2**40 + 1, 1)
 
 
 def test_seeking_in_a_folder_is_stable(mount_it: MountIt) -> None:
