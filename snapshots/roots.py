@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from .columns import ColumnFile, encode_columns
+from .entries import canonical_json
 from .labels import RESIDUAL, place_of
 from .pages import PART, PageId, open_sealed
 
@@ -83,7 +84,6 @@ def _few_values(column: pa.Array) -> list[str] | None:
     return found
 
 
-_encode_zones = msgspec.json.Encoder(order="deterministic").encode
 _decode_zones = msgspec.json.Decoder(Zones).decode
 
 
@@ -97,7 +97,7 @@ def encode_refs(kind: int, refs: list[PageRef]) -> bytes:
         "size_bytes": pa.array([ref.size_bytes for ref in refs], pa.int64()),
     }
     if kind == PART:
-        columns["zones"] = pa.array([_encode_zones(ref.zones).decode() for ref in refs], pa.string())
+        columns["zones"] = pa.array([canonical_json(msgspec.to_builtins(ref.zones)) for ref in refs], pa.string())
     return encode_columns(kind, len(refs), columns)
 
 
