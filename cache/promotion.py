@@ -4,9 +4,10 @@
 unless so many others came between that RAM could not have held them all. Sequential readers leave no marks, so a scan
 promotes nothing.
 
-What promotion costs is bounded by what it can save. Each hit on the SSD earns credit, in bytes: all of its size
-while RAM has room, a quarter when promoting means evicting. A promotion is paid from the credit. A workload that
-touches everything twice, and far more than RAM holds, so spends at most a quarter of its bytes on moving things.
+What promotion costs is bounded by what it can save. Each hit on the SSD earns credit, in bytes: an eighth of its size
+while RAM has room, a thirty-second when promoting means evicting. A promotion is paid from the credit, and costs
+about three times as much CPU as the hit that it repeats: so readers lose little to it, whatever they do, and what
+stays hot is in RAM after some passes. The kernel keeps the SSD's hot pages in memory meanwhile.
 
 Copies are made by one thread of its own, from what was read where possible; no more than `pending_limit_bytes` wait for
 it, and what comes beyond is dropped: it will be hot again.
@@ -25,7 +26,8 @@ FEWEST_MARKS, MOST_MARKS = 1 << 12, 1 << 20
 MULTIPLIER = 0x9E3779B97F4A7C15
 MASK = (1 << 64) - 1
 CREDIT_LIMIT_BYTES = 64 * 1024 * 1024
-CREDIT_SHARE_WHEN_FULL = 0.25
+CREDIT_SHARE = 1 / 8
+CREDIT_SHARE_WHEN_FULL = 1 / 32
 
 
 class Promotion:
@@ -48,7 +50,7 @@ class Promotion:
 
     def hit(self, tier: LocalTier, version: ObjectVersion, offset: int, size: int) -> None:
         """An SSD tier answered a read of a reader that does not scan."""
-        share = 1.0 if self._tiers.ram_has_room() else CREDIT_SHARE_WHEN_FULL
+        share = CREDIT_SHARE if self._tiers.ram_has_room() else CREDIT_SHARE_WHEN_FULL
         self._credit_bytes = min(self._credit_bytes + size * share, CREDIT_LIMIT_BYTES)
         chunk = 0 if version.is_small else offset // CHUNK_BYTES + 1
         key = (int.from_bytes(version.digest[:8], "little") ^ chunk * MULTIPLIER) & MASK

@@ -13,6 +13,7 @@ then the data set in use is another one. `tests/cache/test_eviction_hit_rates.py
 Memory: 1 byte per entry, and 4 for its size.
 """
 
+import re
 from array import array
 from collections.abc import Sequence
 
@@ -22,6 +23,7 @@ from .entry_lists import GROWTH_CELLS, grow
 
 # One byte per entry: asked in this round not at all, once, more often; not asked in the whole round before; no entry.
 UNASKED, ONCE, OFTEN, COLD, ABSENT = 0, 1, 2, 3, 4
+IS_COLD, IS_PRESENT = re.compile(b"\\x03"), re.compile(b"[^\\x04]")
 NEXT_ROUND = bytes([COLD, UNASKED, UNASKED, COLD, ABSENT, *range(5, 256)])
 TWICE_SHARE = 0.9
 FEWEST_ASKED = 64  # too few hits say nothing about a pass
@@ -106,16 +108,13 @@ class EpochPolicy:
         """
         if self._entries == 0:
             return None
-        if self._cold_bytes > 0 and (found := self._find(COLD)) is not None:
-            return found
+        if self._cold_bytes > 0 and (cold := self._find(IS_COLD)) is not None:
+            return cold
         self._limit_bytes = min(self._limit_bytes, int(self._used_bytes * LOWERED_SHARE))
-        for state in (UNASKED, ONCE, OFTEN, COLD):
-            if (found := self._find(state)) is not None:
-                return found
-        return None
+        return self._find(IS_PRESENT)
 
     def skip(self, entry: int) -> None:
-        """Pinned: counts as asked for, so that it is the last to be named again in this round."""
+        """Pinned: counts as asked for, and the search goes on behind it."""
         if self._states[entry] == COLD:
             self._cold_bytes -= self._sizes[entry]
         self._states[entry] = OFTEN
@@ -126,15 +125,13 @@ class EpochPolicy:
             self._states.extend(bytes([ABSENT]) * added)
         grow(self._sizes, entry)
 
-    def _find(self, state: int) -> int | None:
-        """The next entry in that state, going round from where the last search ended."""
-        found = self._states.find(state, self._hand)
-        if found < 0:
-            found = self._states.find(state, 0, self._hand)
-        if found < 0:
+    def _find(self, wanted: re.Pattern[bytes]) -> int | None:
+        """The next entry whose state matches, going round from where the last search ended."""
+        found = wanted.search(self._states, self._hand) or wanted.search(self._states, 0, self._hand)
+        if found is None:
             return None
-        self._hand = found + 1
-        return found
+        self._hand = found.end()
+        return found.start()
 
     def _round_is_over(self) -> bool:
         if self._once >= FEWEST_ASKED and self._twice >= TWICE_SHARE * self._once:

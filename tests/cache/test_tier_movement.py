@@ -52,24 +52,26 @@ async def test_what_ram_evicts_is_demoted_not_lost(tmp_path: Path) -> None:
         assert store.requests == [], "everything is in one tier or the other"
 
 
-async def test_what_the_ssd_is_asked_twice_is_promoted(tmp_path: Path) -> None:
+async def test_what_the_ssd_is_asked_again_and_again_is_promoted(tmp_path: Path) -> None:
     store = FakeStore()
     versions = objects(store, 20)
     async with cache_on(tmp_path, store, ram_bytes=RAM) as cache:
         for version in versions:
             cache.tiers.write(version, 0, store.objects[version.key], "ssd")
-        for hits, in_ram in [(1, 0), (2, 20)]:
+        in_ram = []
+        for _ in range(40):
             for version in versions:
-                assert cache.read_cached(version, 0, SMALL, reader=1)
+                assert cache.read_cached(version, 0, SMALL, reader=1) == store.objects[version.key]
             await settled(cache)
-            assert cache.stats().ssd_hits == 20 * hits
-            assert cache.stats().tiers[0].entries == in_ram
-        cache.read_cached(versions[0], 0, SMALL)
-        assert cache.stats().ram_hits == 1
+            in_ram.append(cache.stats().tiers[0].entries)
+        assert in_ram[0] == 0, "one pass says nothing"
+        assert in_ram[1] in (2, 3, 4, 5), "a hit earns an eighth of its size"
+        assert in_ram[-1] == 20
+        assert cache.stats().promoted_bytes == 20 * SMALL
 
 
 async def test_promotion_is_paid_for_by_hits(tmp_path: Path) -> None:
-    """Everything is asked again and again and RAM holds a quarter: not more than about a quarter of it moves."""
+    """Everything is asked again and again and RAM holds a quarter: beyond filling RAM, little is moved."""
     store = FakeStore()
     versions = objects(store, 320)
     async with cache_on(tmp_path, store, ram_bytes=RAM) as cache:
@@ -80,7 +82,7 @@ async def test_promotion_is_paid_for_by_hits(tmp_path: Path) -> None:
                 assert cache.read_cached(version, 0, SMALL) == store.objects[version.key]
                 await settled(cache)
         stats = cache.stats()
-        assert 0 < stats.promoted_bytes <= 0.3 * stats.ssd_bytes + RAM
+        assert 0.8 * RAM < stats.promoted_bytes <= stats.ssd_bytes / 30 + RAM
         assert stats.demoted_bytes == 0, "the SSD had it all along"
 
 
@@ -102,15 +104,16 @@ async def test_hot_places_of_a_large_object_are_promoted_by_the_chunk(tmp_path: 
     version = store.add("large", content_of(1, 64 * MIB))
     async with cache_on(tmp_path, store, ram_bytes=RAM) as cache:
         cache.tiers.write(version, 0, store.objects["large"], "ssd")
-        places = [n * 3 * MIB + 4096 for n in range(20)]
-        for _ in range(40):  # a hit of 4 KiB earns an eighth of its chunk's way
+        size = 32 * 1024
+        places = [n * 3 * MIB + size for n in range(20)]
+        for _ in range(50):  # a hit earns an eighth of its size
             for place in places:
-                assert cache.read_cached(version, place, 4096, reader=1) == store.objects["large"][place : place + 4096]
+                assert cache.read_cached(version, place, size, reader=1) == store.objects["large"][place : place + size]
             await settled(cache)
         assert cache.stats().promoted_bytes == 20 * 32 * 1024
         assert cache.stats().ram_hits > 100
         # One read over what RAM has of it and what only the SSD has.
-        assert await cache.read(version, places[0] - 4096, 3 * MIB) == store.objects["large"][: 3 * MIB]
+        assert await cache.read(version, 0, 3 * MIB) == store.objects["large"][: 3 * MIB]
         assert store.requests == []
 
 
@@ -120,13 +123,12 @@ async def test_promotions_that_wait_are_bounded(tmp_path: Path, monkeypatch: pyt
     async with cache_on(tmp_path, store, ram_bytes=RAM, options=CacheOptions(pending_bytes=3 * SMALL)) as cache:
         for version in versions:
             cache.tiers.write(version, 0, store.objects[version.key], "ssd")
-        for _ in range(2):
+        for _ in range(20):
             for version in versions:
                 cache.read_cached(version, 0, SMALL)
                 assert cache.stats().pending_promotion_bytes <= 3 * SMALL
         await settled(cache)
-        stats = cache.stats()
-        assert stats.tiers[0].entries + stats.promotions_dropped == 50
+        assert cache.stats().tiers[0].entries > 0
 
 
 async def test_a_pinned_version_stays_in_ram(tmp_path: Path) -> None:
