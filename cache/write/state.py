@@ -33,6 +33,8 @@ class State:
         self.dirty: dict[int, None] = {}
         self.clean: dict[int, None] = {}
         self.whiteouts: dict[tuple[int, bytes], None] = {}
+        self.held: dict[int, None] = {}  # clean, with data in the write tier
+        self.opaque: dict[int, None] = {}  # folders that show nothing of the listing
         self.base_users: dict[bytes, set[int]] = {}
         self.remote_holders: dict[bytes, int] = {}
         self.dirty_bytes = 0
@@ -111,6 +113,7 @@ class State:
         self.by_id[node.id] = node
         if node.is_dirty:
             self.clean.pop(node.id, None)
+            self.held.pop(node.id, None)
             if node.is_recorded:
                 self.dirty.setdefault(node.id)
             self.dirty_bytes += node.stored_bytes
@@ -118,7 +121,15 @@ class State:
             self.dirty.pop(node.id, None)
             if node.is_recorded and node.kind != Kind.DIRECTORY:
                 self.clean.setdefault(node.id)
+                if node.data:
+                    self.held.setdefault(node.id)
+                else:
+                    self.held.pop(node.id, None)
             self.held_bytes += node.stored_bytes
+        if node.kind == Kind.DIRECTORY and node.lower is None:
+            self.opaque.setdefault(node.id)
+        else:
+            self.opaque.pop(node.id, None)
         if node.base is not None:
             self.base_users.setdefault(node.base.key, set()).add(node.id)
         if node.remote is not None:
@@ -137,6 +148,8 @@ class State:
             if not keep_order:
                 self.dirty.pop(node.id, None)
                 self.clean.pop(node.id, None)
+                self.held.pop(node.id, None)
+                self.opaque.pop(node.id, None)
         if node.base is not None:
             users = self.base_users[node.base.key]
             users.discard(node.id)
@@ -209,6 +222,8 @@ class State:
         assert set(self.dirty) == {n.id for n in real if n.is_dirty and n.is_recorded}
         files = [n for n in real if n.is_recorded and n.kind != Kind.DIRECTORY]
         assert set(self.clean) == {n.id for n in files if not n.is_dirty}
+        assert set(self.held) == {n.id for n in files if not n.is_dirty and n.data}
+        assert set(self.opaque) == {n.id for n in real if n.kind == Kind.DIRECTORY and n.lower is None}
         assert self.dirty_bytes == sum(n.stored_bytes for n in real if n.is_dirty)
         assert self.held_bytes == sum(n.stored_bytes for n in real if not n.is_dirty)
         users: dict[bytes, set[int]] = {}

@@ -36,6 +36,8 @@ ReadBase = Callable[[ObjectVersion, int, int], Awaitable[Buffer]]
 
 # Where one of two exchanged files waits while the other takes its key; below the prefix of the mount, never shown.
 EXCHANGE = b".forebay/exchange/"
+# By how much the clock of the store may differ from ours, when uploads are matched with attempts by time.
+CLOCK_SKEW_NS = 15 * 60 * 1_000_000_000
 # Above this a checksum is computed in a thread.
 MD5_INLINE_BYTES = 256 * 1024
 
@@ -117,8 +119,9 @@ class Uploads:
             if attempt.upload_id:
                 await self.store.abort_upload(key, attempt.upload_id)
             else:
+                since_ns = attempt.since_ns - CLOCK_SKEW_NS
                 for pending in await self.store.list_uploads(key):
-                    if pending.key == key:
+                    if pending.key == key and pending.initiated_ns >= since_ns:
                         await self.store.abort_upload(key, pending.upload_id)
             info = await self.store.head(key)
             if info is not None and _tag(info) == attempt.tag:

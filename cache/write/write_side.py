@@ -36,6 +36,7 @@ from .options import WriteOptions
 from .records.store import Records
 from .recovery import Recovered, recover
 from .relocation import Relocation
+from .retirement import Listing, Retirement
 from .state import Below, State
 from .uploads import ReadBase, UploadCounts, Uploads
 from .writeback import Writeback
@@ -96,10 +97,16 @@ class WriteSide:
         file_attributes: Attributes = LISTED_FILE,
         folder_attributes: Attributes = LISTED_FOLDER,
         read_base: ReadBase | None = None,
+        listing: Listing | None = None,
+        in_use: Callable[[int], bool] = lambda node_id: False,
         now_ns: Callable[[], int] = time.time_ns,
         writer: int = 1,
     ) -> None:
-        """Starts nothing and does no I/O. `read_base` reads object versions (through the cache, if given); it stays the caller's."""
+        """Starts nothing and does no I/O.
+
+        `read_base` reads object versions, through the cache if there is one; `listing` is what the mount shows where no
+        node decides, and without it records are kept for good; `in_use` says whether somebody knows a node by its id.
+        """
         self.options = options or WriteOptions()
         self.tier = tier
         self.records = records
@@ -116,8 +123,11 @@ class WriteSide:
         )  # fmt: skip
         self.deletions = Deletions(self.ledger, store, self.options, now_ns, self._keys_read, self.uploads.busy_keys)
         self.relocation = Relocation(self.ledger, self.operations, store)
+        self.retirement = Retirement(
+            self.ledger, self.options, self.files.drafts, self.files.delete_data, listing, in_use
+        )
         self.writeback = Writeback(
-            self.ledger, self.uploads, self.deletions, self.relocation, self.options, now_ns,
+            self.ledger, self.uploads, self.deletions, self.relocation, self.retirement, self.options, now_ns,
             self._sync_open, self._writer_count,
         )  # fmt: skip
         self._task: asyncio.Task[None] | None = None

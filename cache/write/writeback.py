@@ -18,6 +18,7 @@ from .ledger import Ledger
 from .nodes import Doomed, Kind
 from .options import WriteOptions
 from .relocation import Relocation
+from .retirement import Retirement
 from .uploads import Uploads
 
 logger = logging.getLogger(__name__)
@@ -25,6 +26,8 @@ logger = logging.getLogger(__name__)
 # Entries looked at in one round; what is blocked or pausing at the head of the queue costs a look each time.
 SCAN = 2000
 ROUND_S = 0.25
+# Between two looks at what can be given back.
+RETIRE_S = 1.0
 # A failure is logged the first time, and then once in this many.
 LOG_EVERY = 20
 
@@ -46,6 +49,7 @@ class Writeback:
     uploads: Uploads
     deletions: Deletions
     relocation: Relocation
+    retirement: Retirement
     options: WriteOptions
     now_ns: Callable[[], int]
     sync_open: Callable[[int], Awaitable[None]]
@@ -57,6 +61,7 @@ class Writeback:
     paused_reason: str = ""
     running: dict[object, asyncio.Task[None]] = field(default_factory=dict)
     _pauses: int = 0
+    _next_retirement: float = 0.0
     _loop: asyncio.AbstractEventLoop | None = None
     _event: asyncio.Event = field(default_factory=asyncio.Event)
     _woken: bool = False
@@ -111,7 +116,7 @@ class Writeback:
 
     def _has_work(self) -> bool:
         state = self.ledger.state
-        return bool(state.dirty or state.doomed or state.attempts)
+        return bool(state.dirty or state.doomed or state.attempts) or self.retirement.is_due()
 
     # --- Choosing. ---------------------------------------------------------------------------------------
 
@@ -139,6 +144,9 @@ class Writeback:
                 self._task(group, ("move", node_id), lambda node_id=node_id: self.relocation.relocate(node_id))  # type: ignore[misc]
             else:
                 self._task(group, node_id, lambda node_id=node_id: self._upload(node_id))  # type: ignore[misc]
+        if self.retirement.is_due() and self._is_due("retirement", now) and now >= self._next_retirement:
+            self._next_retirement = now + RETIRE_S
+            self._task(group, "retirement", self.retirement.run)
         for entry in doomed:
             self._task(group, b"d" + entry.key, lambda entry=entry: self.deletions.delete(entry))  # type: ignore[misc]
 

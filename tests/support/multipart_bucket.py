@@ -9,6 +9,7 @@ import asyncio
 import enum
 import hashlib
 import itertools
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -153,7 +154,7 @@ class MultipartBucket:
 
     async def list_uploads(self, prefix: str) -> Sequence[PendingUpload]:
         await self._ask("list_uploads", prefix)
-        return [PendingUpload(u.key, i, 0) for i, u in self.uploads.items() if u.key.startswith(prefix)]
+        return [PendingUpload(u.key, i, time.time_ns()) for i, u in self.uploads.items() if u.key.startswith(prefix)]
 
     def version(self, info: ObjectInfo) -> ObjectVersion:
         return ObjectVersion(self.id, info.key, info.etag, info.size, info.version_id)

@@ -25,6 +25,22 @@ FOLDER = "<folder>"
 
 
 @dataclass
+class BucketListing:
+    """The listing of a mount that always shows the bucket as it is."""
+
+    bucket: MultipartBucket
+
+    def agrees(self, key: bytes, etag: str | None) -> bool:
+        name = key.decode()
+        if etag is None:
+            return not any(one == name or one.startswith(name + "/") for one in self.bucket.objects)
+        return name in self.bucket.objects and self.bucket.objects[name].etag == etag
+
+    async def refresh(self, prefix: bytes) -> None:
+        pass
+
+
+@dataclass
 class Lab:
     folder: Path
     bucket: MultipartBucket
@@ -36,6 +52,7 @@ class Lab:
             tier=FolderTier.at(folder, free_space_ratio=0.0),
             records=SqliteRecords(folder / "records.db"),
             store=bucket,
+            listing=BucketListing(bucket),
             prefix=prefix,
             options=WriteOptions(**{**QUICK, **options}),
         )

@@ -402,3 +402,43 @@ async def test_a_symlink_is_an_object_that_s3fs_knows(lab: Lab) -> None:
     mode = attributes_of(lab.bucket.objects["link"].metadata).st_mode
     assert mode is not None
     assert mode & 0o170000 == 0o120000
+
+
+async def test_clean_bytes_are_given_up_from_the_high_watermark_to_the_low_and_dirty_ones_never(tmp_path: Path) -> None:
+    lab = await Lab.start(tmp_path, MultipartBucket(), high_watermark_bytes=500_000, low_watermark_bytes=250_000)
+    for index in range(4):
+        lab.write(b"f%d" % index, b"%d" % index * 100_000)
+        await lab.side.flush(timeout_s=20)
+    assert lab.side.state.held_bytes == 400_000
+    lab.bucket.fault = lambda kind, key: Fault.REFUSE if kind == "put" else None
+    lab.write(b"dirty", b"d" * 200_000)
+    await until(lambda: len(list(lab.side.tier.names())) == 1)
+    assert lab.side.state.held_bytes == 0
+    assert lab.side.state.dirty_bytes == 200_000
+    for index in range(4):
+        assert await lab.read(b"f%d" % index) == b"%d" % index * 100_000
+    lab.bucket.fault = lambda kind, key: None
+    await lab.side.flush(timeout_s=20)
+    await lab.side.close()
+
+
+async def test_records_go_once_the_listing_has_caught_up(tmp_path: Path) -> None:
+    lab = await Lab.start(
+        tmp_path, MultipartBucket(), max_clean_records=3, high_watermark_bytes=0, low_watermark_bytes=0
+    )
+    lab.mkdir(b"d")
+    for index in range(10):
+        lab.write(b"d/f%d" % index, b"%d" % index)
+    await lab.side.flush(timeout_s=20)
+    lab.unlink(b"d/f9")
+    lab.mkdir(b"gone")
+    lab.write(b"gone/f", b"x")
+    await lab.side.flush(timeout_s=20)
+    lab.unlink(b"gone/f")
+    lab.rmdir(b"gone")
+    lab.mkdir(b"gone")
+    await lab.side.flush(timeout_s=20)
+    await until(lambda: len(lab.side.state.clean) <= 3 and not lab.side.state.whiteouts and not lab.side.state.opaque)
+    expected: dict[bytes, bytes | str] = {b"d/f%d" % index: b"%d" % index for index in range(9)}
+    assert await lab.tree() == expected | {b"d": FOLDER, b"gone": FOLDER}
+    await lab.side.close()

@@ -26,12 +26,30 @@ class S3Multipart:
 
     async def create_upload(self, key: str, *, metadata: Mapping[str, str] | None = None) -> str:
         headers = metadata_headers(metadata or {})
+        unsure = False
 
         async def attempt() -> str:
-            reply = await self._wire.request("POST", key, query=(("uploads", ""),), headers=headers)
-            return text_of(parse(reply.body, "InitiateMultipartUploadResult"), "UploadId")
+            nonlocal unsure
+            try:
+                reply = await self._wire.request("POST", key, query=(("uploads", ""),), headers=headers)
+                return text_of(parse(reply.body, "InitiateMultipartUploadResult"), "UploadId")
+            except (StoreUnavailable, StoreCorrupt):
+                unsure = True
+                raise
 
-        return await self._calls.run("multipart", f"begin of an upload of {key!r}", attempt)
+        upload_id = await self._calls.run("multipart", f"begin of an upload of {key!r}", attempt)
+        if unsure:
+            await self._abort_forgotten(key, upload_id)
+        return upload_id
+
+    async def _abort_forgotten(self, key: str, upload_id: str) -> None:
+        """Abort what earlier attempts began before their answers were lost: uploads of the key just older than ours."""
+        uploads = [upload for upload in await self.list_uploads(key) if upload.key == key]
+        ours_ns = next((upload.initiated_ns for upload in uploads if upload.upload_id == upload_id), 0)
+        for upload in uploads:
+            age_ns = ours_ns - upload.initiated_ns
+            if upload.upload_id != upload_id and 0 <= age_ns <= self._calls.timeout_s * 1e9:
+                await self.abort_upload(key, upload.upload_id)
 
     async def upload_part(self, key: str, upload_id: str, number: int, data: Buffer) -> UploadedPart:
         query = (("partNumber", str(number)), ("uploadId", upload_id))
