@@ -16,7 +16,7 @@ class MountOptions:
     `transport`: "lane" (our own server on /dev/fuse), "pyfuse3" (libfuse), or "auto": the lane, and libfuse where the
     kernel is too old for it. `umask`, `uid` and `gid` decide how files appear, and so, by `default_permissions`, who
     may read. `read_ahead_bytes` is what the kernel reads ahead of a sequential reader. `io_timeout_s` bounds every wait
-    for the store; None leaves it to the store's own deadline. `lane_threads` read from the kernel at once.
+    for the store; None leaves it to the store's own deadline. `lane_threads` read from the kernel at once; all but one of them may be busy with a local disk.
     `max_inflight` requests wait for I/O at once, and `max_waiting` more wait for their turn.
     """
 
@@ -29,7 +29,7 @@ class MountOptions:
     umask: int = 0o022
     read_ahead_bytes: int = 2 * 1024 * 1024
     io_timeout_s: float | None = None
-    lane_threads: int = 3
+    lane_threads: int = 4
     max_inflight: int = 256
     max_waiting: int = 16384
     ready_timeout_s: float = 30.0

@@ -10,6 +10,7 @@ counts a lookup must also be in `undelivered`.
 
 import errno
 import itertools
+from collections import deque
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, TypeAlias
 
@@ -67,6 +68,9 @@ class ReadOnlyHandlers:
         # Large folders that are being listed without attributes, by inode: a lookup in one of them changes that.
         self._by_name_only: dict[int, OpenDirectory] = {}
         self._handle_numbers = itertools.count(1)
+        # A thread that reads may be held up by a slow or dying disk, so one is kept free of that: it takes what the others
+        # cannot, and hands reads to the event loop. Taking a turn from a deque is atomic.
+        self._reading_turns = deque(range(max(options.lane_threads - 1, 1)))
         self._absent = absent_entry(view.negative_ttl_s)
         listing_kept = OpenFlag.CACHE_DIR if view.negative_ttl_s == float("inf") else 0
         self._directory_flags = int(OpenFlag.KEEP_CACHE | listing_kept)
@@ -166,7 +170,14 @@ class ReadOnlyHandlers:
 
     def read(self, ino: int, request: memoryview) -> Reply | Coroutine[Any, Any, Reply]:
         _, offset, size = READ_IN.unpack_from(request, HEADER_BYTES)
-        data = self.reads.now(ino, offset, size)
+        try:
+            turn = self._reading_turns.pop()
+        except IndexError:
+            return self.reads.later(ino, offset, size)
+        try:
+            data = self.reads.now(ino, offset, size)
+        finally:
+            self._reading_turns.append(turn)
         return self.reads.later(ino, offset, size) if data is None else data
 
     # --- folders ----------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ import pytest
 from forebay import errors
 from forebay.fuse_mount.boundary import Boundary
 from forebay.fuse_mount.mount_table import mounted_at
+from forebay.fuse_mount.options import MountOptions
 from forebay.tests.fuse.conftest import MountIt
 from forebay.tests.support.fuse import WAIT_S, until
 from forebay.tests.support.static_view import MemoryCache, StaticView
@@ -277,3 +279,32 @@ def test_a_cancellation_from_within_is_no_interrupt() -> None:
         return 0
 
     assert asyncio.run(read()) == errno.EIO
+
+
+@pytest.mark.parametrize("transport", ["lane"])
+def test_a_hanging_cache_disk_holds_up_its_readers_only(mount_it: MountIt) -> None:
+    view = StaticView({**{f"{index}".encode(): b"1" for index in range(12)}, b"other/name": b""})
+    cache = MemoryCache(view)
+    disk = threading.Event()
+    held_up: list[int] = []
+
+    def before(operation: str, version: ObjectVersion) -> None:
+        if operation == "read_cached":
+            held_up.append(1)
+            assert disk.wait(WAIT_S)
+
+    cache.before = before
+    cache.gate = asyncio.Event()
+    mounted = mount_it(view, cache)
+    readers = [subprocess.Popen(["cat", mounted.path / str(index)], stdout=subprocess.PIPE) for index in range(12)]
+    try:
+        until(lambda: len(held_up) + cache.waiting == 12, "all reads being held up")
+        assert len(held_up) == MountOptions().lane_threads - 1
+        assert os.listdir(mounted.path / "other") == ["name"]
+        readers[0].kill()
+        readers[0].wait(10)
+    finally:
+        disk.set()
+        mounted.call(cache.gate.set)
+        outputs = [reader.communicate(timeout=WAIT_S)[0] for reader in readers]
+    assert outputs[1:] == [b"1"] * 11

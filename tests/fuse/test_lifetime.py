@@ -16,7 +16,7 @@ from forebay.errors import MountError, NotMounted
 from forebay.fuse_mount import lane
 from forebay.fuse_mount import mountpoint as mounting
 from forebay.fuse_mount.mount_table import fuse_mount_of, mounted_at
-from forebay.fuse_mount.mountpoint import control_files, detach
+from forebay.fuse_mount.mountpoint import control_files, detach, raise_read_ahead
 from forebay.fuse_mount.options import MountOptions
 from forebay.tests.fuse.conftest import MountIt, Transport
 from forebay.tests.support.fuse import WAIT_S, need_fuse, served, until
@@ -132,6 +132,14 @@ def test_read_ahead_is_raised(mount_it: MountIt) -> None:
     setting = Path(f"/sys/class/bdi/{entry.device[0]}:{entry.device[1]}/read_ahead_kb")
     assert setting.read_text().strip() == "3072"
     assert mounted.mount.status().notes == ()
+
+
+def test_read_ahead_that_may_not_be_raised_is_told() -> None:
+    reason = raise_read_ahead((0, 999_999), 1024 * 1024)
+    assert reason is not None
+    assert reason.startswith(
+        "read-ahead stays at the kernel's default, sequential reads are slower: /sys/class/bdi/0:999999"
+    )
 
 
 def test_descriptors_are_closed_on_exec(mount_it: MountIt) -> None:
