@@ -10,6 +10,7 @@ SIGBUS. An entry is read from the page cache in half a microsecond.
 The files of one folder (first byte of the digest) share a lock: whoever changes a file holds it. Readers do not.
 """
 
+import itertools
 import os
 import struct
 import threading
@@ -82,10 +83,12 @@ class Extent(Recent):
 
     def trim(self, block: int) -> None:
         """Give back the bytes of a block that its map does not say to be present. Raises OSError."""
-        first = block * BLOCK_CHUNKS
-        for chunk, value in enumerate(memoryview(self._block_sums(block)).cast("Q"), first):
-            if value == 0:
-                self.data.punch(chunk * CHUNK_BYTES, CHUNK_BYTES)
+        chunk = block * BLOCK_CHUNKS
+        for is_present, run in itertools.groupby(memoryview(self._block_sums(block)).cast("Q"), bool):
+            count = sum(1 for _ in run)
+            if not is_present:
+                self.data.punch(chunk * CHUNK_BYTES, count * CHUNK_BYTES)
+            chunk += count
 
     def map_page(self, block: int) -> tuple[int, range]:
         """The page of the map with the entries of a block: its offset, and the blocks whose entries are in it."""

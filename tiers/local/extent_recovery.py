@@ -78,13 +78,11 @@ class ExtentRecovery:
             digest = digest_of(low, high, 0)
             with self._files.lock(digest):
                 extent = self._files.open_locked(digest)
-                wanted = (
-                    extent is not None
-                    and block < extent.version.block_count
-                    and self._entries.find(digest, block) == NOT_FOUND
-                )
-                if extent is not None and wanted and self._adopt_block_locked(extent, block, number):
-                    continue
+                if extent is not None and block < extent.version.block_count:
+                    extent.trim(block)
+                    is_new = self._entries.find(digest, block) == NOT_FOUND
+                    if is_new and self._adopt_block_locked(extent, block, number):
+                        continue
                 self._slots.clear(number)
                 if extent is None or not self._has_rows(extent):
                     self._files.remove_locked(digest)
@@ -102,21 +100,24 @@ class ExtentRecovery:
                         self._health.found_corrupt(f"the map of extent files {digest.hex()}")
                     self._files.remove_locked(digest)
                     continue
-                for block in range(extent.version.block_count):
+                blocks = range(extent.version.block_count)
+                known_bytes = sum(extent.count(block) for block in blocks) * CHUNK_BYTES
+                if extent.data.allocated() > known_bytes + _SLACK_BYTES:
+                    for block in blocks:
+                        extent.trim(block)
+                for block in blocks:
                     if self._entries.find(digest, block) == NOT_FOUND:
                         self._adopt_block_locked(extent, block, None)
                 if not self._has_rows(extent):
                     self._files.remove_locked(digest)
 
     def _adopt_block_locked(self, extent: Extent, block: int, slot: int | None) -> bool:
-        """Bring in a block that has no row, if its map has entries; otherwise give its bytes back, and False."""
+        """Bring in a block that has no row, if its map has entries. The block has been trimmed."""
         chunks = extent.count(block)
         if chunks == 0:
-            extent.clear(block)
             return False
-        extent.trim(block)
         is_first = not self._has_rows(extent)
-        # A file does not say by block what it allocates; after the trim it is what the chunks take.
+        # A file does not say by block what it allocates; after a trim it is what the chunks take.
         allocated = min(chunks * CHUNK_BYTES, extent.data.allocated())
         slot = self._slots.take() if slot is None else slot
         self._slots.put(slot, extent.digest, block, chunks, allocated, SETTLED)
