@@ -194,7 +194,9 @@ def test_a_table_of_blocks_that_cannot_be_trusted_costs_time_and_no_bytes(folder
     content = bytearray(table.read_bytes())
     if damage == "another boot":
         # A power failure: the table is from another boot, and some of its slots were never written.
-        packed = block_slots._HEADER.pack(block_slots.TABLE_MAGIC, block_slots.TABLE_VERSION, 0, 0, b"x" * 36)
+        packed = block_slots._HEADER.pack(
+            block_slots.TABLE_MAGIC, block_slots.TABLE_VERSION, 0, 0, b"x" * 36, table.stat().st_ino
+        )
         content[: len(packed)] = packed
         content[len(packed) : len(packed) + 8] = header_sum(packed).to_bytes(8, "little")
         for slot in range(block_slots.HEADER_BYTES, len(content), block_slots.SLOT_BYTES):

@@ -10,7 +10,8 @@ changed its slot is *unsettled*:
     evict   slot unsettled, map, hole, slot cleared         again from their maps, and all others are right
 
 So after kill -9 nothing else is looked at. After a power failure the order of writes means nothing: the table is only
-complete if it was closed properly, or if the machine was not started anew since (the boot id says so). Otherwise the
+complete if it was closed properly, or if the machine was not started anew since (the boot id says so). Nor is it to be
+believed in a copy of the folder, where holes may be filled (its own inode number says so). Otherwise the
 names of all files are compared with it, and those that it does not know are opened. A table with a damaged slot is
 not used at all; then all files are opened once.
 """
@@ -35,7 +36,8 @@ TABLE_VERSION = 1
 HEADER_BYTES = 4096
 SLOT_BYTES = 32
 SETTLED, UNSETTLED = 1, 2
-_HEADER = struct.Struct("<8sHHI36s")  # magic, format version, 1 if closed properly, slots at that time, boot id
+# magic, format version, 1 if closed properly, slots at that time, boot id, inode of the table
+_HEADER = struct.Struct("<8sHHI36sQ")
 _CHECKSUM = struct.Struct("<Q")
 _SLOT = struct.Struct("<QQIHHII")  # digest (two halves), block, chunks, state, bytes allocated, checksum
 SLOT = np.dtype(
@@ -140,17 +142,19 @@ class BlockSlots:
         head = os.pread(self._file.fd, _HEADER.size + _CHECKSUM.size, 0)
         if len(head) < _HEADER.size + _CHECKSUM.size:
             return False
-        magic, version, closed, count, boot_id = _HEADER.unpack_from(head)
+        magic, version, closed, count, boot_id, inode = _HEADER.unpack_from(head)
         if _CHECKSUM.unpack_from(head, _HEADER.size)[0] != header_sum(head[: _HEADER.size]):
             return False
-        if magic != TABLE_MAGIC or version != TABLE_VERSION:
+        stat = os.fstat(self._file.fd)
+        if magic != TABLE_MAGIC or version != TABLE_VERSION or inode != stat.st_ino:
             return False
         if closed:
-            return bool(os.fstat(self._file.fd).st_size >= HEADER_BYTES + count * SLOT_BYTES)
+            return bool(stat.st_size >= HEADER_BYTES + count * SLOT_BYTES)
         return bool(boot_id == _boot_id())
 
     def _write_header(self, *, closed: bool) -> None:
-        fixed = _HEADER.pack(TABLE_MAGIC, TABLE_VERSION, closed, self._written, _boot_id())
+        inode = os.fstat(self._file.fd).st_ino
+        fixed = _HEADER.pack(TABLE_MAGIC, TABLE_VERSION, closed, self._written, _boot_id(), inode)
         self._file.write_at([(fixed + _CHECKSUM.pack(header_sum(fixed))).ljust(HEADER_BYTES, b"\0")], 0)
 
 
