@@ -15,12 +15,9 @@ LZ4, hashes), so that on an event loop every call would sit in a thread anyway.
 """
 
 import random
-import re
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
-from typing import Any, ParamSpec, TypeVar
-from urllib.parse import urlsplit
+from typing import Any
 
 import pymongo
 import pymongo.errors
@@ -41,18 +38,15 @@ from .metastore import (
     PageState,
     Published,
 )
+from .mongo_calls import Retrying, redacted, shortened
 from .pages import PageId
 
-T = TypeVar("T")
-P = ParamSpec("P")
 Document = dict[str, Any]
 
 DEFAULT_DATABASE = "forebay"
 # The server bounds one answer by 48 MB; a page is at most a few hundred kilobytes in practice.
 _IDS_PER_CALL = 1000
-_RETRY_BASE_S, _RETRY_CAP_S = 0.05, 2.0
 _FIELD = {"branch": "branches", "tag": "tags"}
-_UNKNOWN_ERROR_CODES = {11600, 11602, 10107, 13435, 13436, 189, 91, 6, 7, 89, 9001, 262, 64}
 
 
 class MongoMetaStore:
@@ -64,13 +58,14 @@ class MongoMetaStore:
     def __init__(self, url: str, *, timeout_s: float = 30.0) -> None:
         self.timeout_s = timeout_s
         self._name = redacted(url)
+        self._retrying = Retrying(self._name, timeout_s)
         try:
             self._client: MongoClient[Document] = MongoClient(
                 url, appname="forebay", serverSelectionTimeoutMS=min(5000, int(timeout_s * 1000)), tz_aware=True
             )
             database = self._client.get_default_database(DEFAULT_DATABASE)
         except (pymongo.errors.ConfigurationError, pymongo.errors.InvalidURI, ValueError) as error:
-            raise ConfigError(f"{self._name} is no usable MongoDB URL: {_clean(error)}") from None
+            raise ConfigError(f"{self._name} is no usable MongoDB URL: {shortened(error)}") from None
         database = database.with_options(
             write_concern=WriteConcern(w="majority", j=True), read_concern=ReadConcern("majority")
         )
@@ -363,68 +358,12 @@ class MongoMetaStore:
         after = self._retrying(self._gc.find_one_and_update, query, change, return_document=ReturnDocument.AFTER)
         return None if after is None else GcState(run=after["run"], phase=after["phase"], since_ms=_ms(after["since"]))
 
-    # --- Calls.
-
-    def _retrying(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """The answer of the call, tried until the deadline. Raises MetadataUnavailable."""
-        deadline = time.monotonic() + self.timeout_s
-        pause_s = _RETRY_BASE_S
-        while True:
-            left_s = deadline - time.monotonic()
-            try:
-                with pymongo.timeout(max(left_s, 0.1)):
-                    return call(*args, **kwargs)
-            except pymongo.errors.PyMongoError as error:
-                if not _passes(error):
-                    raise MetadataUnavailable(f"{self.name}: {_clean(error)}", remedy=_remedy(error)) from None
-                if time.monotonic() + pause_s >= deadline:
-                    raise MetadataUnavailable(
-                        f"{self.name} did not answer within {self.timeout_s:g} s: {_clean(error)}",
-                        remedy="check that MongoDB runs and can be reached from here",
-                    ) from None
-            time.sleep(pause_s * random.uniform(0.5, 1.0))
-            pause_s = min(pause_s * 2, _RETRY_CAP_S)
-
 
 def _find(
     collection: Collection[Document], query: Document, fields: tuple[str, ...] = (), limit: int = 0
 ) -> list[Document]:
     """All documents (or the first `limit`) in the order of their ids, with all fields or those named."""
     return list(collection.find(query, dict.fromkeys(fields, 1) or None).sort("_id", 1).limit(limit))
-
-
-def _passes(error: pymongo.errors.PyMongoError) -> bool:
-    """Whether another try may help: the network, an election, a time-out; not a refused login or a bad request."""
-    if isinstance(error, pymongo.errors.BulkWriteError):
-        details = error.details or {}
-        write_errors = details.get("writeErrors", [])
-        # Two writers that insert the same page at once: the loser's upsert reports a duplicate, and passes when repeated.
-        return all(e.get("code") == 11000 or e.get("code") in _UNKNOWN_ERROR_CODES for e in write_errors)
-    if isinstance(error, pymongo.errors.DuplicateKeyError):
-        return True
-    if isinstance(error, pymongo.errors.OperationFailure):
-        return error.code in _UNKNOWN_ERROR_CODES or error.has_error_label("RetryableWriteError") or error.timeout
-    return isinstance(error, pymongo.errors.ConnectionFailure) or error.timeout
-
-
-def _remedy(error: pymongo.errors.PyMongoError) -> str:
-    if isinstance(error, pymongo.errors.OperationFailure) and error.code in (13, 18):
-        return "check the user and password of the metadata URL and the user's roles"
-    return "see the log of the MongoDB server"
-
-
-def _clean(error: Exception) -> str:
-    """The driver's words in one short line: its topology dump is noise, and URLs may hold a password."""
-    text = re.sub(r",?\s*(Timeout: [\d.]+s|Topology Description:|full error:).*", "", str(error), flags=re.DOTALL)
-    text = re.sub(r"(mongodb(?:\+srv)?://)[^@/\s]*@", r"\1", text)
-    text = re.sub(r"\s*\(configured timeouts:.*?\)", "", text)
-    return text.splitlines()[0][:300] if text else type(error).__name__
-
-
-def redacted(url: str) -> str:
-    """The URL without user, password and options, for messages."""
-    parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path.rstrip('/')}"
 
 
 def _to_field(name: str) -> str:

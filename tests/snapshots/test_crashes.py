@@ -9,7 +9,7 @@ from forebay.snapshots import Repository, open_repository
 from forebay.snapshots.holds import page_ids
 from forebay.tests.snapshots.crasher import DATASET, collect
 
-ROUNDS = 6
+ROUNDS = 4
 
 
 def run_and_kill(url: str, seed: int, lines_wanted: int, delay_s: float) -> list[str]:

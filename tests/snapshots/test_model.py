@@ -323,7 +323,7 @@ def test_a_random_history(meta_url: str, tmp_path: Path) -> None:
     run_state_machine_as_test(
         History,
         settings=settings(
-            max_examples=10 if is_mongo else 25,
+            max_examples=8 if is_mongo else 15,
             stateful_step_count=20,
             deadline=None,
             suppress_health_check=list(HealthCheck),

@@ -26,7 +26,7 @@ def entry(path: str, labels: Any = None, key: str | None = None, size: int = 1) 
     return Entry(path, ObjectVersion("s3://b", path if key is None else key, "e", size), labels=labels)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(sorted_entries())
 def test_entries_survive_a_page(entries: list[Entry]) -> None:
     page = page_of(entries)
@@ -35,7 +35,7 @@ def test_entries_survive_a_page(entries: list[Entry]) -> None:
     assert page_id(again) == page.id
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(st.lists(labels, min_size=1, max_size=30))
 def test_any_labels_survive(values: list[Any]) -> None:
     texts = [label_text(value) for value in values]

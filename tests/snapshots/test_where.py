@@ -163,7 +163,7 @@ CONDITIONS = [
 ]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(sorted_entries(12), st.sampled_from(CONDITIONS))
 def test_zones_never_hide_a_match(entries: list[Entry], condition: str) -> None:
     page = page_of(entries)
