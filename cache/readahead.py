@@ -93,14 +93,6 @@ class Readers:
                 return head if head.move(offset, end) else None
         return self._note_elsewhere(reader, offset, end)
 
-    def head_at(self, number: int, end: int) -> Head | None:
-        """The head whose front is near `end`, if the reader has one."""
-        reader = self._readers.get(number)
-        for head in reader.heads if reader else ():
-            if abs(head.front - end) <= SLACK_BYTES:
-                return head
-        return None
-
     def window(self, number: int, head: Head) -> int:
         """How many bytes to be ahead of a head now; 0 if it is not believed to read on."""
         if head.front < self._believed_at(number, head) or 2 * head.asked_bytes < head.front - head.start:

@@ -48,7 +48,7 @@ class CacheStats:
     or SSD hit) went through the event loop and found its bytes in either tier or in both. A *miss* had to wait for the
     under store; fills that were under way already are counted as `joined`. `amplification` is fetched / asked bytes.
     `readahead_wasted_bytes` were fetched ahead and not read before their reader went elsewhere. `not_cached_bytes` were
-    served, but no tier took them. `errors` counts failed fills and tier writes by the kind of the error.
+    served, but no tier took them. `errors` counts failed fills and tier writes by the kind of the error; a full tier is none.
     """
 
     ram_hits: int

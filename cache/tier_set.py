@@ -142,11 +142,13 @@ class TierSet:
         for tier in self._targets(version, to):
             try:
                 tier.write(version, offset, data)
+            except TierFull as error:
+                refusal = error  # no trouble: the policy or the pins want it so
             except TierError as error:
                 self.counters.errors[error.kind] += 1
                 refusal = error
-                continue
-            return None
+            else:
+                return None
         return refusal
 
     def evicted(self, version: ObjectVersion, offset: int, data: Buffer) -> None:

@@ -13,7 +13,7 @@ node holds tens of millions of entries and a Python object for each would cost m
 
 Rules that every policy keeps (`tests/cache/test_eviction.py` holds them to it):
 
-- `admit`, `remove`, `victim` and `skip` are called by one thread at a time (the tier's lock); `hit` by any thread at
+- `admit`, `grow`, `remove`, `victim` and `skip` are called by one thread at a time (the tier's lock); `hit` by any thread at
   any moment, without the lock. So `hit` writes single array cells or appends to a deque, never links.
 - `victim` names an entry and leaves it in; the tier answers with `remove` (evicted) or `skip` (pinned: look
   elsewhere first). A skipped entry is parked, so that a million pinned entries are not walked for each eviction.

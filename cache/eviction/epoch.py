@@ -77,6 +77,12 @@ class EpochPolicy:
         self._used_bytes += int(sizes.sum())
         self._entries += len(numbers)
 
+    def grow(self, entry: int, added_bytes: int) -> None:
+        self._sizes[entry] += added_bytes
+        self._used_bytes += added_bytes
+        if self._states[entry] == COLD:
+            self._cold_bytes += added_bytes
+
     def hit(self, entry: int) -> None:
         # Counters are advisory: a count lost between threads moves the end of a round by one hit.
         state = self._states[entry]

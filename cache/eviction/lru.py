@@ -34,6 +34,9 @@ class LruPolicy:
     def admit_many(self, entries: Sequence[int], sizes_bytes: Sequence[int]) -> None:
         self._lists.extend(RECENT, entries)
 
+    def grow(self, entry: int, added_bytes: int) -> None:
+        """Sizes do not matter here."""
+
     def hit(self, entry: int) -> None:
         self._pending.append(entry)
 

@@ -31,6 +31,7 @@ TICKS_PER_SMALL = 16
 MOST_HITS = 3
 PARKED_TURN = 64  # one victim in so many is a parked entry: those whose pin has ended are found again
 UNIT_BYTES = 4096  # sizes are kept in units, so that two bytes are enough for a block
+MOST_UNITS = 0xFFFF
 FEWEST_GHOSTS = 1024
 
 
@@ -57,13 +58,9 @@ class S3FifoPolicy:
         """`identity` is 64 well mixed bits that stand for the content; 0 means unknown (then there is no ghost of it)."""
         for cells in (self._hits, self._ticks, self._where, self._units):
             grow(cells, entry)
-        units = min(-(-size_bytes // UNIT_BYTES), 0xFFFF)
-        self._units[entry] = units
+        self._units[entry] = units = units_of(size_bytes)
         self._hits[entry] = 0
-        self._admitted_units += units
-        if self._admitted_units >= self._tick_units:
-            self._admitted_units = 0
-            self._tick = (self._tick + 1) & 0xFF
+        self._count_admitted(units)
         self._ticks[entry] = self._tick
         self._entries += 1
         self._enter(MAIN if self._take_ghost(identity) else SMALL, entry)
@@ -77,7 +74,7 @@ class S3FifoPolicy:
         numbers = np.asarray(entries)
         for cells in (self._hits, self._ticks, self._where, self._units, self._identities):
             grow(cells, int(numbers.max()))
-        units = np.minimum(-(-np.asarray(sizes_bytes) // UNIT_BYTES), 0xFFFF)
+        units = np.minimum(-(-np.asarray(sizes_bytes) // UNIT_BYTES), MOST_UNITS)
         np.frombuffer(self._units, dtype=np.uint16)[numbers] = units
         np.frombuffer(self._hits, dtype=np.uint8)[numbers] = 0
         np.frombuffer(self._ticks, dtype=np.uint8)[numbers] = self._tick
@@ -86,6 +83,13 @@ class S3FifoPolicy:
         self._lists.extend(MAIN, entries)
         self._entries += len(numbers)
         self._grow_ghosts()
+
+    def grow(self, entry: int, added_bytes: int) -> None:
+        before = self._units[entry]
+        self._units[entry] = after = min(before + units_of(added_bytes), MOST_UNITS)
+        if self._where[entry] == SMALL:
+            self._small_units += after - before
+        self._count_admitted(after - before)
 
     def hit(self, entry: int) -> None:
         if self._ticks[entry] != self._tick:
@@ -128,6 +132,12 @@ class S3FifoPolicy:
         if entry in self._lists:
             self._move(PARKED, entry, hits=0)
 
+    def _count_admitted(self, units: int) -> None:
+        self._admitted_units += units
+        if self._admitted_units >= self._tick_units:
+            self._admitted_units = 0
+            self._tick = (self._tick + 1) & 0xFF
+
     def _enter(self, name: int, entry: int) -> None:
         self._lists.append(name, entry)
         self._where[entry] = name
@@ -166,6 +176,10 @@ class S3FifoPolicy:
             self._ghosts[cell] = 0
             return True
         return False
+
+
+def units_of(size_bytes: int) -> int:
+    return min(-(-size_bytes // UNIT_BYTES), MOST_UNITS)
 
 
 def fold(identity: int) -> int:

@@ -42,6 +42,9 @@ class TtlPolicy:
         self._fills.extend(BY_FILL, entries)
         self._recency.admit_many(entries, sizes_bytes)
 
+    def grow(self, entry: int, added_bytes: int) -> None:
+        """Sizes do not matter here, and the age is that of the first chunk."""
+
     def hit(self, entry: int) -> None:
         self._recency.hit(entry)
 

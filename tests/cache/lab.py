@@ -9,8 +9,8 @@ from forebay.cache.block_cache import BlockCache
 from forebay.cache.options import CacheOptions
 from forebay.cache.pins import Pins
 from forebay.cache.tier_set import TierSet
-from forebay.tests.support.fake_store import FakeStore
 from forebay.tiers.local import TierOptions
+from forebay.tiers.understore import UnderStore
 
 MIB = 1024 * 1024
 
@@ -22,7 +22,7 @@ def tier_options(name: str, folder: Path, capacity_bytes: int) -> TierOptions:
 @contextlib.asynccontextmanager
 async def cache_on(
     folder: Path,
-    store: FakeStore,
+    store: UnderStore,
     *,
     ram_bytes: int = 0,
     ssd_bytes: tuple[int, ...] = (256 * MIB,),

@@ -96,7 +96,7 @@ class TestConformance:
         with pytest.raises(ConfigError, match="s3fifo, lru, ttl, epoch"):
             make_policy("arc", CAPACITY)
 
-    @given(operations=st.lists(st.tuples(st.sampled_from("ahrvs"), st.integers(0, 30)), max_size=200))
+    @given(operations=st.lists(st.tuples(st.sampled_from("ahgrvs"), st.integers(0, 30)), max_size=200))
     @settings(max_examples=40, deadline=None)
     @pytest.mark.parametrize("name", POLICIES)
     def test_never_names_what_is_not_there(self, name: str, operations: list[tuple[str, int]]) -> None:
@@ -108,6 +108,8 @@ class TestConformance:
                     present.add(entry)
             elif operation == "h" and entry in present:
                 policy.hit(entry)
+            elif operation == "g" and entry in present:
+                policy.grow(entry, BLOCK // 8)
             elif operation == "r":
                 policy.remove(entry)
                 present.discard(entry)
@@ -213,6 +215,19 @@ class TestS3Fifo:
             self.fill(policy, 2, 1)
             policy.remove(2)
         assert policy.victim() == 0
+
+    def test_blocks_count_as_they_grow(self) -> None:
+        policy = S3FifoPolicy(CAPACITY)
+        for entry in range(100):
+            policy.admit(entry, BLOCK // 64, identity=entry + 1)
+        policy.hit(0)
+        assert policy._small_units < policy._small_limit
+        for entry in range(50):
+            policy.grow(entry, BLOCK - BLOCK // 64)
+        assert policy._small_units > policy._small_limit
+        while policy.victim() is not None:
+            policy.remove(policy.victim() or 0)
+        assert policy._small_units == 0
 
     def test_who_comes_back_enters_the_main_queue(self) -> None:
         policy = S3FifoPolicy(CAPACITY)

@@ -22,6 +22,10 @@ class RandomPolicy:
         for entry, size_bytes in zip(entries, sizes_bytes, strict=True):
             self.admit(int(entry), int(size_bytes), 0)
 
+    def grow(self, entry: int, added_bytes: int) -> None:
+        assert entry in self._places
+        assert added_bytes > 0
+
     def hit(self, entry: int) -> None:
         """Hits change nothing."""
 

@@ -84,12 +84,14 @@ class Entries:
             self._index.publish(row, *key, location)
             return True
 
-    def relocate(self, row: int, before: int, after: int) -> bool:
+    def relocate(self, row: int, before: int, after: int, added_bytes: int = 0) -> bool:
         """The entry's bytes moved, or there are more of them; False if it is not at `before` any more."""
         with self._lock:
             if self._index.location(row) != before:
                 return False
             self._index.relocate(row, after)
+            if added_bytes > 0:
+                self._policy.grow(row, added_bytes)
             return True
 
     def remove(self, row: int, location: int) -> bool:

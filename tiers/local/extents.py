@@ -189,8 +189,9 @@ class Extents:
         try:
             held += self._write_chunks_locked(extent, first, piece)
         finally:
-            chunks = extent.count(block)
-            self._entries.relocate(row, before, block_location(block, slot, chunks))
+            chunks_before, chunks = chunks, extent.count(block)
+            after = block_location(block, slot, chunks)
+            self._entries.relocate(row, before, after, (chunks - chunks_before) * CHUNK_BYTES)
         self._slots.put(slot, version.digest, block, chunks, held, SETTLED)
 
     def _write_chunks_locked(self, extent: Extent, first: int, piece: memoryview) -> int:

@@ -23,6 +23,10 @@ class EvictionPolicy(Protocol):
         length, lists or arrays; a million must take well under a second."""
         ...
 
+    def grow(self, entry: int, added_bytes: int) -> None:
+        """More of an entry came in: a block that random readers fill chunk by chunk is admitted with its first."""
+        ...
+
     def hit(self, entry: int) -> None:
         """The entry was read. Hot: about 100 ns, any thread."""
         ...
@@ -53,8 +57,11 @@ class FifoPolicy:
     def admit_many(self, entries: Sequence[int], sizes_bytes: Sequence[int]) -> None:
         self._order.update((int(entry), None) for entry in entries)
 
-    def hit(self, entry: int) -> None:
+    def grow(self, entry: int, added_bytes: int) -> None:
         """First in, first out does not care."""
+
+    def hit(self, entry: int) -> None:
+        """Nor for this."""
 
     def remove(self, entry: int) -> None:
         self._order.pop(entry, None)
