@@ -71,11 +71,13 @@ class StoreDenied(StoreError):
 
 
 class BucketNotFound(StoreError):
-    """The bucket, or the folder of a `file://` source, does not exist."""
+    """The bucket, or the folder of a `file://` source, does not exist.
+
+    In a mount it is an I/O error: a name below must not seem to be missing because the whole bucket is.
+    """
 
     kind = "bucket_not_found"
     exit_code = 13
-    errno = _errno.ENOENT
 
 
 class ObjectNotFound(StoreError):
