@@ -18,7 +18,7 @@ import errno
 import logging
 import os
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from types import CoroutineType
 from typing import Any, Protocol
 
@@ -81,6 +81,7 @@ class Handlers(Protocol):
     def handlers(self) -> dict[int, Handler]: ...
     @property
     def undelivered(self) -> dict[int, Callable[[memoryview], None]]: ...
+    def gauges(self) -> Mapping[str, int]: ...
     def close(self) -> None: ...
 
 

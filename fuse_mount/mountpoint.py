@@ -192,7 +192,7 @@ def detach(mountpoint: str | os.PathLike[str], *, lazy: bool = False, force: boo
     """
     path = resolve(mountpoint)
     entry = mounted_at(path)
-    if entry is None or not entry.is_fuse:
+    if entry is None or not entry.is_forebay:
         raise NotMounted(f"{path} is not a mountpoint of Forebay", remedy="see what is mounted: forebay status")
     if os.geteuid() == 0:
         _unmount_as_root(path, lazy=lazy, force=force)

@@ -13,9 +13,8 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from .attributes import BLOCK_BYTES, FOREVER_S, Appearance, FileSystemTotals
-from .boundary import Boundary
 from .open_directory import OpenDirectory
-from .options import MountOptions
+from .parts import Parts
 from .pyfuse3_shim import (
     EntryAttributes,
     FileHandleT,
@@ -30,9 +29,7 @@ from .pyfuse3_shim import (
     readdir_reply,
 )
 from .pyfuse3_shim import Operations as Pyfuse3Operations
-from .reads import FileReads
-from .view import Absent, Kind, Node, View
-from .xattrs import Xattrs
+from .view import Absent, Kind, Node
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -77,21 +74,13 @@ class ReadOnlyOperations(Pyfuse3Operations):
 
     supports_dot_lookup = False
 
-    def __init__(
-        self,
-        view: View,
-        reads: FileReads,
-        xattrs: Xattrs,
-        boundary: Boundary,
-        options: MountOptions,
-        on_ready: Callable[[], None],
-    ) -> None:
+    def __init__(self, parts: Parts, on_ready: Callable[[], None]) -> None:
         super().__init__()
-        self.view = view
-        self.reads = reads
-        self.xattrs = xattrs
-        self.boundary = boundary
-        self.appearance = Appearance(options)
+        self.view = parts.view
+        self.reads = parts.reads
+        self.xattrs = parts.xattrs
+        self.boundary = parts.boundary
+        self.appearance = Appearance(parts.options)
         self._on_ready = on_ready
         self._directories: dict[int, OpenDirectory] = {}
         self._handle_numbers = itertools.count(1)

@@ -5,7 +5,7 @@ due), or a coroutine where it must wait: the lane hands that to the event loop. 
 translates. The request's memory is reused as soon as a handler returns, so what a coroutine needs is copied out first.
 
 A writable mount extends the table (`handlers`) with more operations and replaces OPEN, RELEASE, FLUSH and FSYNC; what
-counts a lookup must also be in `undelivered`.
+counts a lookup must also be in `undelivered`. Its `Kit` is given to `mount`.
 """
 
 import errno
@@ -17,9 +17,8 @@ from typing import Any, TypeAlias
 from ..tiers.understore import Buffer
 from .attributes import BLOCK_BYTES, Appearance, FileSystemTotals, absent_entry
 from .open_directory import OpenDirectory
-from .options import MountOptions
-from .reads import FileReads
-from .view import Absent, Node, View
+from .parts import Parts
+from .view import Absent, Node
 from .wire import (
     ENTRY_NODEID,
     FORGET_IN,
@@ -37,7 +36,6 @@ from .wire import (
     forgotten,
     name_of,
 )
-from .xattrs import Xattrs
 
 # Data, or a positive errno.
 Reply: TypeAlias = Buffer | int
@@ -57,11 +55,11 @@ class ReadOnlyHandlers:
     # What is asked of the kernel beside what every mount asks.
     extra_flags = InitFlag(0)
 
-    def __init__(self, view: View, reads: FileReads, xattrs: Xattrs, options: MountOptions) -> None:
-        self.view = view
-        self.reads = reads
-        self.xattrs = xattrs
-        self.appearance = Appearance(options)
+    def __init__(self, parts: Parts) -> None:
+        self.view = view = parts.view
+        self.reads = parts.reads
+        self.xattrs = parts.xattrs
+        self.appearance = Appearance(parts.options)
         self.open_without_asking = False
         self._totals = FileSystemTotals()
         self._directories: dict[int, OpenDirectory] = {}
@@ -70,7 +68,7 @@ class ReadOnlyHandlers:
         self._handle_numbers = itertools.count(1)
         # A thread that reads may be held up by a slow or dying disk, so one is kept free of that: it takes what the others
         # cannot, and hands reads to the event loop. Taking a turn from a deque is atomic.
-        self._reading_turns = deque(range(max(options.lane_threads - 1, 1)))
+        self._reading_turns = deque(range(max(parts.options.lane_threads - 1, 1)))
         self._absent = absent_entry(view.negative_ttl_s)
         listing_kept = OpenFlag.CACHE_DIR if view.negative_ttl_s == float("inf") else 0
         self._directory_flags = int(OpenFlag.KEEP_CACHE | listing_kept)

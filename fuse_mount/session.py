@@ -26,8 +26,9 @@ from .boundary import Boundary
 from .mount_table import mounted_at
 from .mountpoint import abort, attach, detach, prepare, raise_read_ahead
 from .options import MountOptions
+from .parts import Kit, Parts
 from .reads import BlockReads, FileReads
-from .transport import LaneTransport, Pyfuse3Transport, Transport
+from .transport import READ_ONLY, LaneTransport, Pyfuse3Transport, Transport
 from .view import View
 from .xattrs import CacheFacts, Xattrs
 
@@ -56,20 +57,15 @@ class Mount:
     """A mount that serves. Made by `mount`; an async context manager that unmounts when left."""
 
     def __init__(
-        self,
-        path: str,
-        source: str,
-        device: tuple[int, int],
-        transport: Transport,
-        boundary: Boundary,
-        notes: list[str],
+        self, path: str, source: str, device: tuple[int, int], transport: Transport, boundary: Boundary
     ) -> None:
         self.mountpoint = path
         self.source = source
         self._device = device
         self._transport = transport
         self._boundary = boundary
-        self._notes = notes
+        # Things that make the mount slower or different than it could be.
+        self.notes: list[str] = []
         self._closed = False
 
     @property
@@ -81,7 +77,7 @@ class Mount:
             self.mountpoint,
             self.source,
             self.transport,
-            tuple(self._notes),
+            tuple(self.notes),
             dict(self._transport.gauges()),
             dict(self._boundary.errors),
         )
@@ -172,40 +168,38 @@ async def mount(
     source: str,
     options: MountOptions,
     facts: CacheFacts = no_facts,
+    kit: Kit = READ_ONLY,
 ) -> Mount:
     """Mount and return when it serves. Raises MountError (nothing stays mounted) with the reason.
 
-    `source` is shown in the mount table. `facts` gives the cache's `user.forebay.*` attributes of a version.
+    `source` is shown in the mount table. `facts` gives the cache's `user.forebay.*` attributes of a version. `kit` says
+    which operations the mount has.
     """
     sys.setswitchinterval(min(sys.getswitchinterval(), SWITCH_INTERVAL_S))
     path = await asyncio.to_thread(prepare, mountpoint, options)
-    if options.transport != "pyfuse3":
-        try:
-            return await _serve_with(LaneTransport, view, cache, path, source, options, facts, [])
-        except OSError as error:
-            if options.transport == "lane" or error.errno != errno.EPROTO:
-                raise MountError(f"{source} cannot be served on {path}: {error.strerror or error}") from error
-            reason = f"served through libfuse, slower: {error.strerror}"
-            log.warning("%s: %s", path, reason)
-        return await _serve_with(Pyfuse3Transport, view, cache, path, source, options, facts, [reason])
-    return await _serve_with(Pyfuse3Transport, view, cache, path, source, options, facts, [])
+    boundary = Boundary(lambda ino: "/" + os.fsdecode(view.path(ino)))
+    parts = Parts(view, FileReads(view, cache, options.io_timeout_s), Xattrs(view, facts), boundary, options)
+    if options.transport == "pyfuse3":
+        return await _serve_with(Pyfuse3Transport, parts, kit, path, source)
+    try:
+        return await _serve_with(LaneTransport, parts, kit, path, source)
+    except OSError as error:
+        if options.transport == "lane" or error.errno != errno.EPROTO:
+            raise MountError(f"{source} cannot be served on {path}: {error.strerror or error}") from error
+        reason = f"served through libfuse, slower: {error.strerror}"
+    log.warning("%s: %s", path, reason)
+    mounted = await _serve_with(Pyfuse3Transport, parts, kit, path, source)
+    mounted.notes.append(reason)
+    return mounted
 
 
 async def _serve_with(
-    kind: type[LaneTransport] | type[Pyfuse3Transport],
-    view: View,
-    cache: BlockReads,
-    path: str,
-    source: str,
-    options: MountOptions,
-    facts: CacheFacts,
-    notes: list[str],
+    kind: type[LaneTransport] | type[Pyfuse3Transport], parts: Parts, kit: Kit, path: str, source: str
 ) -> Mount:
-    boundary = Boundary(lambda ino: "/" + os.fsdecode(view.path(ino)))
-    reads = FileReads(view, cache, options.io_timeout_s)
+    options = parts.options
     device = await asyncio.to_thread(attach, path, source, options)
     try:
-        transport = kind(device, view, reads, Xattrs(view, facts), boundary, options)
+        transport = kind(device, parts, kit)
     except BaseException as error:
         os.close(device)
         await asyncio.to_thread(detach, path, lazy=True)
@@ -223,17 +217,19 @@ async def _serve_with(
             raise MountError(f"{path} was unmounted while it was being mounted")
         refused = await asyncio.to_thread(raise_read_ahead, entry.device, options.read_ahead_bytes)
     except BaseException as error:
-        await asyncio.to_thread(detach, path, force=True)
+        with contextlib.suppress(NotMounted):
+            await asyncio.to_thread(detach, path, force=True)
         await asyncio.wait({transport.ended}, timeout=_ABORTED_WAIT_S)
         await transport.close()
         if isinstance(error, TimeoutError):
             raise MountError(f"the kernel did not start {path} within {options.ready_timeout_s:.0f} s") from None
         raise
+    mounted = Mount(path, source, entry.device, transport, parts.boundary)
     if refused:
         log.info("%s: %s", path, refused)
-        notes.append(refused)
+        mounted.notes.append(refused)
     log.info("%s is mounted on %s (%s)", source, path, transport.name)
-    return Mount(path, source, entry.device, transport, boundary, notes)
+    return mounted
 
 
 @contextlib.asynccontextmanager

@@ -1,16 +1,15 @@
 """The two ways to serve a connection, behind one protocol: the lane, and libfuse through pyfuse3."""
 
 import asyncio
-from collections.abc import Mapping
-from typing import Protocol
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Protocol
 
-from .boundary import Boundary
 from .lane import Lane
-from .options import MountOptions
+from .parts import Kit, Parts
 from .readonly import ReadOnlyHandlers
-from .reads import FileReads
-from .view import View
-from .xattrs import Xattrs
+
+if TYPE_CHECKING:
+    from .operations import ReadOnlyOperations
 
 
 class Transport(Protocol):
@@ -41,13 +40,11 @@ class Transport(Protocol):
 
 
 class LaneTransport(Lane):
-    """The lane with the read-only operations on it."""
+    """The lane with the operations of a kit on it."""
 
-    def __init__(
-        self, device: int, view: View, reads: FileReads, xattrs: Xattrs, boundary: Boundary, options: MountOptions
-    ) -> None:
-        self._operations = ReadOnlyHandlers(view, reads, xattrs, options)
-        super().__init__(device, self._operations, boundary, options)
+    def __init__(self, device: int, parts: Parts, kit: Kit) -> None:
+        self._operations = kit.handlers(parts)
+        super().__init__(device, self._operations, parts.boundary, parts.options)
 
     def gauges(self) -> dict[str, int]:
         return {**super().gauges(), **self._operations.gauges()}
@@ -58,16 +55,13 @@ class Pyfuse3Transport:
 
     name = "pyfuse3"
 
-    def __init__(
-        self, device: int, view: View, reads: FileReads, xattrs: Xattrs, boundary: Boundary, options: MountOptions
-    ) -> None:
-        from .operations import ReadOnlyOperations
+    def __init__(self, device: int, parts: Parts, kit: Kit) -> None:
         from .pyfuse3_shim import Session
 
         loop = asyncio.get_running_loop()
         self.ready: asyncio.Future[None] = loop.create_future()
         self.ended: asyncio.Future[None] = loop.create_future()
-        self._operations = ReadOnlyOperations(view, reads, xattrs, boundary, options, self._be_ready)
+        self._operations = kit.operations(parts, self._be_ready)
         self._session = Session(device, self._operations)
         self._task: asyncio.Task[None] | None = None
 
@@ -103,3 +97,12 @@ class Pyfuse3Transport:
                 self.ended.set_result(None)
             else:
                 self.ended.set_exception(task.exception() or OSError("libfuse failed"))
+
+
+def _read_only_operations(parts: Parts, on_ready: Callable[[], None]) -> "ReadOnlyOperations":
+    from .operations import ReadOnlyOperations
+
+    return ReadOnlyOperations(parts, on_ready)
+
+
+READ_ONLY = Kit(handlers=ReadOnlyHandlers, operations=_read_only_operations)

@@ -1,5 +1,6 @@
 """Mounting, unmounting, signals, and what is left when the server is killed: nothing that hangs."""
 
+import asyncio
 import contextlib
 import errno
 import os
@@ -15,9 +16,10 @@ import pytest
 from forebay.errors import MountError, NotMounted
 from forebay.fuse_mount import lane
 from forebay.fuse_mount import mountpoint as mounting
-from forebay.fuse_mount.mount_table import fuse_mount_of, mounted_at
+from forebay.fuse_mount.mount_table import fuse_mount_of, mounted_at, mounts
 from forebay.fuse_mount.mountpoint import control_files, detach, raise_read_ahead
 from forebay.fuse_mount.options import MountOptions
+from forebay.fuse_mount.session import mount
 from forebay.tests.fuse.conftest import MountIt, Transport
 from forebay.tests.support.fuse import WAIT_S, need_fuse, served, until
 from forebay.tests.support.mount_process import CONTENT, mount_process
@@ -159,6 +161,31 @@ def test_nothing_is_left_after_unmounting(mountpoint: Path, transport: Transport
         view.lookups.clear()  # an unmount forgets everything at once, without saying so
         assert (len(os.listdir("/proc/self/fd")), threading.active_count()) == before
     assert mounted_at(str(mountpoint)) is None
+
+
+async def test_several_mounts_of_one_process(tmp_path: Path) -> None:
+    need_fuse()
+    async with contextlib.AsyncExitStack() as stack:
+        for index in range(3):
+            (tmp_path / str(index)).mkdir()
+            view = StaticView({b"file": str(index).encode()})
+            mounting = mount(view, MemoryCache(view), tmp_path / str(index), source="test://", options=MountOptions())
+            await stack.enter_async_context(await mounting)
+        for index in range(3):
+            assert await asyncio.to_thread((tmp_path / str(index) / "file").read_text) == str(index)
+    assert not [entry for entry in mounts() if entry.mountpoint.startswith(str(tmp_path))]
+
+
+async def test_a_second_mount_through_pyfuse3_is_refused(tmp_path: Path) -> None:
+    need_fuse()
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+    view, options = StaticView(), MountOptions(transport="pyfuse3")
+    async with await mount(view, MemoryCache(view), tmp_path / "first", source="test://", options=options):
+        with pytest.raises(MountError, match="has a mount through pyfuse3 already"):
+            await mount(view, MemoryCache(view), tmp_path / "second", source="test://", options=options)
+        assert mounted_at(str(tmp_path / "second")) is None
+    assert mounted_at(str(tmp_path / "first")) is None
 
 
 def test_unmounted_from_outside(mountpoint: Path, transport: Transport) -> None:

@@ -18,6 +18,7 @@ from forebay.fuse_mount.attributes import FOREVER_S, split_seconds
 from forebay.fuse_mount.boundary import Boundary
 from forebay.fuse_mount.lane import Lane
 from forebay.fuse_mount.options import MountOptions
+from forebay.fuse_mount.parts import Parts
 from forebay.fuse_mount.readonly import ReadOnlyHandlers
 from forebay.fuse_mount.reads import FileReads
 from forebay.fuse_mount.wire import Op
@@ -68,13 +69,10 @@ async def pretended_kernel(view: StaticView) -> AsyncIterator[Kernel]:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     ours.setblocking(False)
     cache = MemoryCache(view)
-    handlers = ReadOnlyHandlers(view, FileReads(view, cache, None), Xattrs(view, lambda version: {}), MountOptions())
-    lane = Lane(
-        theirs.detach(),
-        handlers,
-        Boundary(lambda ino: "/"),
-        MountOptions(lane_threads=2, max_inflight=8, max_waiting=50),
-    )
+    options = MountOptions(lane_threads=2, max_inflight=8, max_waiting=50)
+    boundary = Boundary(lambda ino: "/")
+    parts = Parts(view, FileReads(view, cache, None), Xattrs(view, lambda version: {}), boundary, options)
+    lane = Lane(theirs.detach(), ReadOnlyHandlers(parts), boundary, options)
     lane.ready.add_done_callback(lambda ready: ready.exception())
     lane.start()
     with ours:
