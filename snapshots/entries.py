@@ -98,11 +98,14 @@ def concat_batches(batches: list[pa.RecordBatch]) -> pa.RecordBatch:
     return pa.concat_batches(batches)
 
 
+_encode_canonical = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode
+
+
 def canonical_json(value: Any) -> str | None:
     """The one text of a JSON value: keys sorted, no spaces; None (no labels) stays None."""
     if value is None:
         return None
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return _encode_canonical(value)
 
 
 def path_fault(path: str) -> str | None:

@@ -10,9 +10,9 @@ A page has at most MAX_COLUMNS such columns; which ones is decided by count, the
 function of its entries. Everything beyond stays in the residual: slower to filter, never lost.
 """
 
+import itertools
 import json
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from typing import Any, TypeAlias
 
 import msgspec
@@ -63,54 +63,76 @@ def shred(labels: pa.Array) -> dict[str, pa.Array]:
     """The page columns of a column of labels (JSON texts)."""
     coded = labels.dictionary_encode()
     values = [_decode_json(text) for text in coded.dictionary.to_pylist()]
-    scalars: list[dict[tuple[Place, str], Any]] = []
-    for value in values:
-        scalars.append(dict(_scalars(value, ())) if isinstance(value, dict) else {})
-    kept = _kept_columns(scalars, coded.indices)
+    places: _Places = {}
+    rest = [_take(value, places, row, 1) if isinstance(value, dict) else value for row, value in enumerate(values)]
+    found = dict(_flat(places, ()))
+    if len(found) > MAX_COLUMNS:
+        found = _most_used(found, coded.indices, len(values))
+        rest = [_residual(value, (), found) for value in values]
     columns: dict[str, pa.Array] = {}
-    for key in kept:
-        distinct = pa.array([found.get(key) for found in scalars], TYPES[key[1]])
-        columns[column_name(*key)] = distinct.take(coded.indices)
-    rest = [canonical_json(_residual(value, (), kept)) for value in values]
-    if any(text is not None for text in rest):
-        columns[RESIDUAL] = pa.array(rest, pa.string()).take(coded.indices)
+    for key, column in found.items():
+        column.extend(itertools.repeat(None, len(values) - len(column)))
+        columns[column_name(*key)] = pa.array(column, TYPES[key[1]]).take(coded.indices)
+    texts = [canonical_json(value) for value in rest]
+    if any(text is not None for text in texts):
+        columns[RESIDUAL] = pa.array(texts, pa.string()).take(coded.indices)
     return columns
 
 
-def _scalars(value: dict[str, Any], place: Place) -> Iterator[tuple[tuple[Place, str], Any]]:
+# Key -> (the places below it, its scalars by type). A column is as long as its last value needs; the rest is None.
+_Places: TypeAlias = "dict[str, tuple[_Places, dict[type, list[Any]]]]"
+_CODES: dict[type, str] = {str: "s", bool: "b", int: "i", float: "f"}
+
+
+def _take(value: dict[str, Any], places: _Places, row: int, depth: int) -> Any:
+    """Move the scalars of a value into the columns of their places; returns what is left, None when nothing is."""
+    rest: dict[str, Any] = {}
     for key, item in value.items():
-        here = (*place, key)
         kind = type(item)
-        if kind is str:
-            yield (here, "s"), item
-        elif kind is bool:
-            yield (here, "b"), item
-        elif kind is int:
-            if _fits(item):
-                yield (here, "i"), item
-        elif kind is float:
-            yield (here, "f"), item
-        elif kind is dict and len(here) < MAX_DEPTH:
-            yield from _scalars(item, here)
+        if kind in _CODES and (kind is not int or _fits(item)):
+            place = places.get(key)
+            if place is None:
+                place = places[key] = ({}, {})
+            column = place[1].get(kind)
+            if column is None:
+                column = place[1][kind] = []
+            if len(column) < row:
+                column.extend(itertools.repeat(None, row - len(column)))
+            column.append(item)
+        elif kind is dict and item and depth < MAX_DEPTH:
+            left = _take(item, places.setdefault(key, ({}, {}))[0], row, depth + 1)
+            if left is not None:
+                rest[key] = left
+        else:
+            rest[key] = item
+    # An empty object is a value of its own and is kept whole.
+    return rest or (None if value else value)
 
 
-def _kept_columns(scalars: list[dict[tuple[Place, str], Any]], indices: pa.Array) -> set[tuple[Place, str]]:
-    everything = {key for found in scalars for key in found}
-    if len(everything) <= MAX_COLUMNS:
-        return everything
-    rows = np.bincount(np.asarray(indices.drop_null()), minlength=len(scalars))
-    counts: Counter[tuple[Place, str]] = Counter()
-    for found, times in zip(scalars, rows.tolist(), strict=True):
-        for key in found:
-            counts[key] += times
-    return set(sorted(everything, key=lambda key: (-counts[key], column_name(*key)))[:MAX_COLUMNS])
+def _flat(places: _Places, above: Place) -> Iterator[tuple[tuple[Place, str], list[Any]]]:
+    for key, (below, columns) in places.items():
+        here = (*above, key)
+        for kind, column in columns.items():
+            yield (here, _CODES[kind]), column
+        yield from _flat(below, here)
 
 
-def _residual(value: Any, place: Place, kept: set[tuple[Place, str]]) -> Any:
+def _most_used(
+    found: dict[tuple[Place, str], list[Any]], indices: pa.Array, count: int
+) -> dict[tuple[Place, str], list[Any]]:
+    """The MAX_COLUMNS columns with the most values, then the first by name."""
+    rows = np.bincount(np.asarray(indices.drop_null()), minlength=count).tolist()
+    used = {
+        key: sum(times for item, times in zip(column, rows, strict=False) if item is not None)
+        for key, column in found.items()
+    }
+    kept = sorted(found, key=lambda key: (-used[key], column_name(*key)))[:MAX_COLUMNS]
+    return {key: found[key] for key in kept}
+
+
+def _residual(value: Any, place: Place, kept: Container[tuple[Place, str]]) -> Any:
     """What the kept columns do not hold; None when nothing is left."""
-    if not isinstance(value, dict):
-        return value
-    if not value:
+    if not isinstance(value, dict) or not value:
         return value
     rest: dict[str, Any] = {}
     for key, item in value.items():
@@ -120,17 +142,14 @@ def _residual(value: Any, place: Place, kept: set[tuple[Place, str]]) -> Any:
             left = _residual(item, here, kept)
             if left is not None:
                 rest[key] = left
-        elif kind not in _CODES or (here, _CODES[kind]) not in kept or not _fits(item):
+        elif kind not in _CODES or (here, _CODES[kind]) not in kept or (kind is int and not _fits(item)):
             rest[key] = item
     return rest or None
 
 
-def _fits(item: Any) -> bool:
-    """Whether a scalar goes into a typed column: whole numbers only up to 64 bits."""
-    return not isinstance(item, int) or -(1 << 63) <= item < 1 << 63
-
-
-_CODES: dict[type, str] = {str: "s", bool: "b", int: "i", float: "f"}
+def _fits(number: int) -> bool:
+    """Whether a whole number goes into a column of 64 bits."""
+    return -(1 << 63) <= number < 1 << 63
 
 
 def assemble(columns: dict[str, pa.Array], row_count: int) -> pa.Array:

@@ -158,6 +158,13 @@ class Page:
         """All entries of the page. Raises PageCorrupt."""
         return pa.RecordBatch.from_arrays([self.column(name) for name in ENTRY_SCHEMA.names], schema=ENTRY_SCHEMA)
 
+    def chosen(self, mask: pa.Array) -> pa.RecordBatch:
+        """The entries for which the mask is true; labels are put together only for those. Raises PageCorrupt."""
+        labels = {name: self._stored(name, type_).filter(mask) for name, type_ in self._label_types()}
+        columns = [self.column(name).filter(mask) for name in ENTRY_SCHEMA.names if name != "labels"]
+        columns.append(assemble(labels, len(columns[0])))
+        return pa.RecordBatch.from_arrays(columns, schema=ENTRY_SCHEMA)
+
     def label_column(self, place: Place, type_code: str) -> pa.Array | None:
         """The scalars of that type at that place, null where an entry has none; None when no entry has one."""
         name = column_name(place, type_code)

@@ -71,7 +71,7 @@ def selected_batches(reader: PageReader, root: PageId, selection: Selection) -> 
     """The entries that the selection takes, in order."""
     for _, page, mask in selected_pages(reader, root, selection):
         if pc.any(mask).as_py():
-            yield page.batch().filter(mask)
+            yield page.chosen(mask)
 
 
 def build_selection(meta: MetaStore, reader: PageReader, root: PageId, selection: Selection) -> Built:
@@ -82,7 +82,7 @@ def build_selection(meta: MetaStore, reader: PageReader, root: PageId, selection
             if pc.all(mask).as_py() and builder.at_page_start and ref.id != final:
                 builder.add_page(ref)
             elif pc.any(mask).as_py():
-                builder.add(page.batch().filter(mask))
+                builder.add(page.chosen(mask))
         return builder.finish()
 
 
