@@ -1,5 +1,6 @@
 """Threads that read, write, drop and evict at once: right bytes or a miss, and accounts that hold."""
 
+import contextlib
 import os
 import random
 import threading
@@ -8,7 +9,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from forebay.errors import TierFull
+from forebay.errors import TierFailed, TierFull
 from forebay.tests.tiers_local import disks
 from forebay.tests.tiers_local.content import content_of, version_of
 from forebay.tests.tiers_local.policies import RandomPolicy
@@ -154,3 +155,35 @@ def test_files_kept_open_are_bounded_and_closed(tmp_path: Path) -> None:
         assert len(os.listdir("/proc/self/fd")) - before <= 16 + 4
     tier.close()
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_closing_waits_for_writers_and_then_the_folder_is_free(tmp_path: Path) -> None:
+    options = TierOptions("ssd", tmp_path / "tier", 64 * MIB, free_space_ratio=0.0)
+    for _ in range(10):
+        tier = LocalTier.open(options, RandomPolicy())
+        refused = threading.Event()
+
+        def work(tier: LocalTier = tier, refused: threading.Event = refused) -> None:
+            while not refused.is_set():
+                for version in VERSIONS:
+                    tier.read(version, 0, version.size)
+                    try:
+                        tier.write(version, 0, CONTENT[version])
+                    except TierFailed:
+                        refused.set()
+                        return
+                    tier.drop(version)
+
+        threads = [threading.Thread(target=work) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        time.sleep(0.01)  # close in the middle of something, whatever it is
+        tier.close()
+        with contextlib.closing(LocalTier.open(options, RandomPolicy())) as after:
+            after.validate()
+            for version in VERSIONS:
+                found = after.read(version, 0, version.size)
+                assert found is None or found == CONTENT[version]
+            assert after.stats().corrupt == 0
+        for thread in threads:
+            thread.join()

@@ -26,7 +26,7 @@ def open_tier(tmp_path: Path) -> Iterator[OpenTier]:
 
     yield opener
     for tier in opened:
-        if not tier._closed:
+        if not tier._gate.closed:
             tier.validate()
         tier.close()
 

@@ -234,11 +234,19 @@ def test_read_errors_are_misses_and_many_take_the_tier_out(tier: LocalTier, monk
         patched.setattr(os, "pread", pread)
         assert tier.read(names[3], 0, 100_000) is None
         assert tier.stats().readable, "one bad sector is not a bad disk"
-        for _ in range(30):
-            assert tier.read(names[3], 0, 100_000) is None
-        assert tier.stats().failures >= 16
-    wait_until(lambda: tier.read(names[3], 0, 100) is not None)
+        assert tier.missing(names[3], 0, 100_000), "what cannot be read is to be fetched again"
+        assert tier.read(names[1], 0, 60_000) is None
+        assert tier.missing(names[1], 0, 60_000)
+        for _ in range(10):
+            assert fill(tier, names) == []
+            for version in names[1:]:
+                assert tier.read(version, 0, 100_000) is None
+            if not tier.stats().readable:
+                break
+        assert not tier.stats().readable, "but many are"
+    wait_until(lambda: fill(tier, names) == [])
     assert check(tier, names) == len(names)
+    tier.validate()
 
 
 def test_while_out_of_service_everything_is_a_miss(tier: LocalTier, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ it was this caller who made it.
 """
 
 import threading
+from array import array
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -128,7 +129,8 @@ class Entries:
         """Entries found on disk, oldest first. Keys must be new and all different."""
         with self._lock:
             rows = self._index.add_many(first, second, location)
-            self._policy.admit_many(rows.tolist(), sizes_bytes.tolist())
+            # As arrays: as lists of numbers, twenty million entries would take more than a gigabyte for a moment.
+            self._policy.admit_many(array("q", rows.tobytes()), array("q", sizes_bytes.tobytes()))
 
     def rows_where(self, low: int, high: int) -> list[tuple[int, int, bytes]]:
         """(row, location, key as 16 bytes) of the entries with locations in [low, high)."""

@@ -23,6 +23,7 @@ from .checksum import chunk_sums, pack_sums
 from .entries import Entries, OnEvict, Victim
 from .extent_files import BLOCK_CHUNKS, ENTRY_BYTES, MAP_PAGE_BYTES, Extent, ExtentFiles, chunks_in_block
 from .files import OpenFile
+from .gate import Gate
 from .health import Health
 from .index import NOT_FOUND, block_location, block_parts, block_slot
 from .space import Space
@@ -45,12 +46,15 @@ def write_need_bytes(version: ObjectVersion, size: int) -> int:
 class Extents:
     """All large objects of a tier."""
 
-    def __init__(self, files: ExtentFiles, slots: BlockSlots, entries: Entries, space: Space, health: Health) -> None:
+    def __init__(
+        self, files: ExtentFiles, slots: BlockSlots, entries: Entries, space: Space, health: Health, gate: Gate
+    ) -> None:
         self._files = files
         self._slots = slots
         self._entries = entries
         self._space = space
         self._health = health
+        self._gate = gate
         self.count = 0
 
     # --- Reading: no lock, few operations. ---
@@ -244,6 +248,14 @@ class Extents:
         with self._files.lock(version.digest):
             self._remove_all_locked(version)
 
+    def discard(self, version: ObjectVersion, offset: int, size: int) -> None:
+        """Drop the blocks of a range whose bytes cannot be read. Raises OSError after an entry is out."""
+        with self._gate as is_open:
+            for block in blocks_of_range(offset, size) if is_open else ():
+                row = self._entries.find(version.digest, block)
+                if row != NOT_FOUND:
+                    self.evict(Victim(row, self._entries.location(row), version.digest, block), None)
+
     def close(self) -> None:
         self._files.close()
 
@@ -251,7 +263,9 @@ class Extents:
 
     def _open(self, version: ObjectVersion) -> Extent | None:
         """Open the files of an object that has rows; if they are gone or damaged, its rows go too."""
-        with self._files.lock(version.digest):
+        with self._gate as is_open, self._files.lock(version.digest):
+            if not is_open:
+                return None
             extent = self._files.open_locked(version.digest)
             if extent is None and self._remove_all_locked(version):
                 self._health.found_corrupt(f"the files of {version.key!r} are gone or their map is damaged")
@@ -262,8 +276,8 @@ class Extents:
         blocks = range(first // BLOCK_CHUNKS, (first + count - 1) // BLOCK_CHUNKS + 1)
         if _has_absent(seen, count) and not any(self._is_full(version, block) for block in blocks):
             return None  # the plain miss of a block that is only partly here
-        with self._files.lock(version.digest):
-            extent = self._files.open_locked(version.digest)
+        with self._gate as is_open, self._files.lock(version.digest):
+            extent = self._files.open_locked(version.digest) if is_open else None
             if extent is None:
                 return None
             start = first * CHUNK_BYTES

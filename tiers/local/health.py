@@ -60,10 +60,11 @@ class Health:
         self._take_out(error, readable=error.errno in READ_ONLY)
         return TierFailed(f"the {where} is out of service: {self.reason}")
 
-    def read_failed(self, error: OSError) -> None:
-        """A read answered with an error. It is a miss; too many of them mean the disk."""
+    def read_failed(self, error: OSError) -> bool:
+        """A read answered with an error. It is a miss; too many of them mean the disk. Whether the tier is still in
+        service, and it was the bytes' fault."""
         if error.errno in PASSING:
-            return
+            return False
         with self._lock:
             self.failures += 1
             self._read_errors += 1
@@ -72,6 +73,7 @@ class Health:
             log.warning("cannot read from the %s tier at %s: %s", self._name, self._folder, error.strerror)
         if too_many:
             self._take_out(error, readable=False)
+        return not too_many and self.readable
 
     def found_corrupt(self, what: str, count: int = 1) -> None:
         """Bytes did not match their checksum, or a file was damaged. They are a miss, and will be fetched again."""

@@ -28,7 +28,7 @@ class TierOptions:
     batch_bytes: int = 64 * 1024 * 1024
     owner: str = ""
     probe_interval_s: float = 10.0
-    max_open_files: int = 512
+    max_open_files: int = 256
 
     def __post_init__(self) -> None:
         if self.capacity_bytes < MIN_CAPACITY_BYTES:

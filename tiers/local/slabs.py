@@ -20,6 +20,7 @@ from . import slab_file as fmt
 from .checksum import chunk_sums, pack_sums, seed_of
 from .entries import Entries, OnEvict, Victim
 from .files import OpenCache, OpenFile, Recent, remove
+from .gate import Gate
 from .health import Health
 from .index import MAX_SLAB_NUMBER, NOT_FOUND, SLAB_UNIT_BYTES, digest_of, small_location, small_parts, unique_keys
 from .slab_table import SlabTable
@@ -73,7 +74,7 @@ class Slab:
 class Slabs:
     """All small objects of a tier."""
 
-    def __init__(self, folder: Path, entries: Entries, space: Space, health: Health, max_open: int) -> None:
+    def __init__(self, folder: Path, entries: Entries, space: Space, health: Health, gate: Gate, max_open: int) -> None:
         self._folder = folder
         # In a small tier slabs are shorter, so that most of them are not the one that is being filled.
         self._slab_bytes = fmt.FRAMES_OFFSET + min(
@@ -82,6 +83,7 @@ class Slabs:
         self._entries = entries
         self._space = space
         self._health = health
+        self._gate = gate
         self._open: OpenCache[int, SlabHandle] = OpenCache(max_open)
         self._lock = threading.Lock()
         self._slabs: dict[int, Slab] = {}
@@ -94,39 +96,33 @@ class Slabs:
     # --- Reading. ---
 
     def read(self, version: ObjectVersion, offset: int, size: int) -> Buffer | None:
-        """The verified bytes, or None. The range is inside the object and not empty."""
+        """The verified bytes, or None. The range is inside the object and not empty. Raises OSError."""
         row = self._entries.find(version.digest)
-        if row == NOT_FOUND:
-            return None
-        location = self._entries.location(row)
-        number, start, _ = small_parts(location)
-        handle = self._open.get(number) or self._open_slab(number)
-        whole = version.size
-        if handle is not None:
-            body = fmt.data_offset(whole)
-            if size >= whole or whole <= READ_WHOLE_BYTES:
-                frame = os.pread(handle.file.fd, body + whole, start)
-                data = memoryview(frame)[body:]
-                sums, first, skip = frame[fmt.FRAME_HEAD_BYTES : body], 0, offset
-                expected = whole
-            else:
-                first = offset // CHUNK_BYTES
-                count = (offset + size - 1) // CHUNK_BYTES + 1 - first
-                expected = min(count * CHUNK_BYTES, whole - first * CHUNK_BYTES)
-                sums = os.pread(handle.file.fd, 8 * count, start + fmt.FRAME_HEAD_BYTES + 8 * first)
-                data = memoryview(os.pread(handle.file.fd, expected, start + body + first * CHUNK_BYTES))
-                skip = offset - first * CHUNK_BYTES
-            if len(data) == expected and pack_sums(chunk_sums(seed_of(version.digest), first, data)) == sums:
-                self._entries.hit(row)
-                return data[skip : skip + size]
-        # Evicted, or moved by a compaction, a moment ago: a miss. Still said to be there: damage.
-        if self._entries.remove(row, location):
-            self._health.found_corrupt(f"small object {version.key!r}")
-            try:
-                self._kill(number, {start: whole})
-            finally:
-                self._entries.release(row)
+        while row != NOT_FOUND and not self._gate.closed:
+            location = self._entries.location(row)
+            number, start, _ = small_parts(location)
+            handle = self._open.get(number) or self._open_slab(number)
+            if handle is not None:
+                data = _read_frame(handle.file, start, version, offset, size)
+                if data is not None:
+                    self._entries.hit(row)
+                    return data
+            # It did not verify. Still said to be there: damage. Elsewhere: a compaction moved it a moment ago.
+            self._discard(version, row, location)
+            row = self._entries.find(version.digest)
         return None
+
+    def discard(self, version: ObjectVersion) -> None:
+        """Drop an object whose bytes cannot be read. Raises OSError after its entry is out."""
+        row = self._entries.find(version.digest)
+        if row != NOT_FOUND:
+            self._discard(version, row, self._entries.location(row))
+
+    def _discard(self, version: ObjectVersion, row: int, location: int) -> None:
+        with self._gate as is_open:
+            if is_open and self._entries.remove(row, location):
+                self._health.found_corrupt(f"small object {version.key!r}")
+                self.free([Victim(row, location, version.digest, 0)], None)
 
     def readahead(self, version: ObjectVersion) -> None:
         row = self._entries.find(version.digest)
@@ -498,6 +494,26 @@ class Slabs:
             self._open.pop(slab.number)
             remove(slab.path)
             self._measure_locked(slab)
+
+
+def _read_frame(file: OpenFile, start: int, version: ObjectVersion, offset: int, size: int) -> memoryview | None:
+    """The range of the object whose frame begins at `start`, verified; None if what is there is something else."""
+    whole = version.size
+    body = fmt.data_offset(whole)
+    if size >= whole or whole <= READ_WHOLE_BYTES:
+        frame = os.pread(file.fd, body + whole, start)
+        data = memoryview(frame)[body:]
+        sums, first, expected = frame[fmt.FRAME_HEAD_BYTES : body], 0, whole
+    else:
+        first = offset // CHUNK_BYTES
+        count = (offset + size - 1) // CHUNK_BYTES + 1 - first
+        expected = min(count * CHUNK_BYTES, whole - first * CHUNK_BYTES)
+        sums = os.pread(file.fd, 8 * count, start + fmt.FRAME_HEAD_BYTES + 8 * first)
+        data = memoryview(os.pread(file.fd, expected, start + body + first * CHUNK_BYTES))
+    if len(data) != expected or pack_sums(chunk_sums(seed_of(version.digest), first, data)) != sums:
+        return None
+    skip = offset - first * CHUNK_BYTES
+    return data[skip : skip + size]
 
 
 def write_need_bytes(version: ObjectVersion) -> int:

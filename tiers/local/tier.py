@@ -27,6 +27,7 @@ from .extent_recovery import ExtentRecovery
 from .extents import Extents
 from .files import BLOCK_UNIT_BYTES, OpenFile
 from .folder import TierFolder
+from .gate import Gate
 from .health import FULL, Health
 from .index import NOT_FOUND, block_parts, digest_of, is_block, small_parts
 from .options import TierOptions
@@ -92,7 +93,7 @@ class LocalTier:
         self.options = options
         self._on_evict = on_evict
         self._folder = folder
-        self._closed = False
+        self._gate = Gate()
         self._evict_lock = threading.Lock()
         self._left_over = False  # whether something failed in the middle, and may have left bytes behind
         self._reclaim_at = 0.0
@@ -104,9 +105,11 @@ class LocalTier:
         self._files = ExtentFiles(folder.extents, self._space, options.max_open_files // 4)
         self._block_slots = BlockSlots(folder.blocks, self._space)
         parts = (self._files, self._block_slots, self._entries, self._space, self._health)
-        self._extents = Extents(*parts)
+        self._extents = Extents(*parts, self._gate)
         self._extent_recovery = ExtentRecovery(*parts)
-        self._slabs = Slabs(folder.slabs, self._entries, self._space, self._health, options.max_open_files // 2)
+        self._slabs = Slabs(
+            folder.slabs, self._entries, self._space, self._health, self._gate, options.max_open_files // 2
+        )
 
     @classmethod
     def open(
@@ -150,7 +153,7 @@ class LocalTier:
                 return self._slabs.read(version, offset, size)
             return self._extents.read(version, offset, size)
         except OSError as error:
-            self._health.read_failed(error)
+            self._unreadable(error, version, offset, size)
             return None
 
     def missing(self, version: ObjectVersion, offset: int, size: int) -> list[tuple[int, int]]:
@@ -227,40 +230,30 @@ class LocalTier:
         _check_range(version, offset, len(view))
         if len(view) == 0:
             return
-        self._require_writable()
-        small_object = version.is_small
-        if small_object and self._entries.find(version.digest) != NOT_FOUND:
-            return
-        need = small.write_need_bytes(version) if small_object else large.write_need_bytes(version, len(view))
-        self._reserve(need)
-        try:
-            if small_object:
-                self._write_small(version, view)
-            else:
-                self._require_inodes(version)
-                self._extents.write(version, offset, view)
-        except OSError as error:
-            raise self._disk_failed(error) from error
-        finally:
-            self._space.settle(need, 0)
+        with self._gate as is_open:
+            if not is_open:
+                raise TierFailed(f"the {self.options.name} tier at {self.options.folder} is closed")
+            self._write(version, offset, view)
 
     def drop(self, version: ObjectVersion) -> int:
         """Take all of an object version out, pinned or not; the bytes of it that were here. Never raises."""
-        held = self.cached_bytes(version)
-        try:
-            if not version.is_small:
-                self._extents.drop(version)
-            elif (row := self._entries.find(version.digest)) != NOT_FOUND:
-                self._slabs.drop(row)
-        except OSError as error:
-            self._disk_failed(error)
-        return held
+        with self._gate as is_open:
+            if not is_open:
+                return 0
+            held = self.cached_bytes(version)
+            try:
+                if not version.is_small:
+                    self._extents.drop(version)
+                elif (row := self._entries.find(version.digest)) != NOT_FOUND:
+                    self._slabs.drop(row)
+            except OSError as error:
+                self._disk_failed(error)
+            return held
 
     def close(self) -> None:
         """Let the folder go; reading afterwards is a miss, writing is TierFailed. May be called twice."""
-        if self._closed:
+        if not self._gate.close():
             return
-        self._closed = True
         self._health.close()
         with contextlib.suppress(OSError):  # then the next open looks at the names of all files
             self._block_slots.close()
@@ -325,15 +318,38 @@ class LocalTier:
 
     # --- Inside. ---
 
-    def _probe(self) -> bool:
-        return not self._closed and self._health.probe() and self._health.readable
+    def _unreadable(self, error: OSError, version: ObjectVersion, offset: int, size: int) -> None:
+        """A read failed. What cannot be read is not here: it is dropped, so that it is fetched and written elsewhere."""
+        if not self._health.read_failed(error):
+            return
+        with contextlib.suppress(OSError):
+            if version.is_small:
+                self._slabs.discard(version)
+            else:
+                self._extents.discard(version, offset, size)
 
-    def _require_writable(self) -> None:
-        if self._closed:
-            raise TierFailed(f"the {self.options.name} tier at {self.options.folder} is closed")
+    def _probe(self) -> bool:
+        return not self._gate.closed and self._health.probe() and self._health.readable
+
+    def _write(self, version: ObjectVersion, offset: int, view: memoryview) -> None:
         self._health.check_writable()
         if self._left_over and time.monotonic() >= self._reclaim_at:
             self._reclaim()
+        small_object = version.is_small
+        if small_object and self._entries.find(version.digest) != NOT_FOUND:
+            return
+        need = small.write_need_bytes(version) if small_object else large.write_need_bytes(version, len(view))
+        self._reserve(need)
+        try:
+            if small_object:
+                self._write_small(version, view)
+            else:
+                self._require_inodes(version)
+                self._extents.write(version, offset, view)
+        except OSError as error:
+            raise self._disk_failed(error) from error
+        finally:
+            self._space.settle(need, 0)
 
     def _disk_failed(self, error: OSError) -> TierError:
         """Take note of a failed write or eviction; what to raise to a writer."""
