@@ -235,6 +235,7 @@ class ForebayFileSystem(fsspec.spec.AbstractFileSystem):  # type: ignore[misc]
     # --- Calls. A process may end (idle, or in favour of a mount) between two of them: then the next one is asked. ---
 
     def _get(self, root: str, call: str, **query: str | int) -> Any:
+        query |= _named(root)
         try:
             return self._control(root).get(call, **query)
         except DaemonUnreachable:
@@ -242,6 +243,7 @@ class ForebayFileSystem(fsspec.spec.AbstractFileSystem):  # type: ignore[misc]
             return self._control(root).get(call, **query)
 
     def _stream(self, root: str, call: str, body: Mapping[str, Any]) -> Iterator[Any]:
+        body = {**body, **_named(root)}
         try:
             lines = self._control(root).stream(call, body)
             first = next(lines)
@@ -258,11 +260,12 @@ class ForebayFileSystem(fsspec.spec.AbstractFileSystem):  # type: ignore[misc]
             known[1].close()
 
     def _read(self, root: str, ranges: Sequence[Mapping[str, Any]]) -> list[bytes | Exception]:
+        body = {"ranges": list(ranges), **_named(root)}
         try:
-            answer = self._control(root).post_for_bytes("files/read", {"ranges": list(ranges)})
+            answer = self._control(root).post_for_bytes("files/read", body)
         except DaemonUnreachable:
             self._forget(root)
-            answer = self._control(root).post_for_bytes("files/read", {"ranges": list(ranges)})
+            answer = self._control(root).post_for_bytes("files/read", body)
         end = answer.index(b"\n")
         view, position = memoryview(answer), end + 1
         found: list[bytes | Exception] = []
@@ -367,6 +370,11 @@ _FSSPEC_OPTIONS = {
     "asynchronous",
     "loop",
 }
+
+
+def _named(root: str) -> dict[str, str]:
+    """Which version is meant: the process that holds the cache of a data set answers for all versions of it."""
+    return {"source": root} if _DATASET.fullmatch(root) else {}
 
 
 def _text_of(value: Any) -> str:

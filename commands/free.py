@@ -22,7 +22,9 @@ def run(args: argparse.Namespace, settings: config.Settings) -> int:
         found = target.find(text, settings)
         if found.entry is not None:
             control = found.control()
-            answer = control.post("free", {"paths": [found.path], "also_pinned": args.also_pinned})
+            answer = control.post(
+                "free", {"paths": [found.path], "also_pinned": args.also_pinned, "source": found.source}
+            )
             control.close()
         else:
             answer = _remove_folders(text, settings, also_pinned=args.also_pinned)

@@ -23,7 +23,7 @@ def run(args: argparse.Namespace, settings: config.Settings) -> int:
         found = target.find(text, settings)
         control = found.control()
         try:
-            answer = control.get("info", path=found.path)
+            answer = control.get("info", path=found.path, source=found.source)
         finally:
             control.close()
         answer = {"source": found.source, **answer}

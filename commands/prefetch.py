@@ -76,10 +76,11 @@ def run(args: argparse.Namespace, settings: config.Settings) -> int:
             mode="check" if args.check else "plan" if args.dry_run else "run",
         )
         if args.background:
-            _in_background(group, request.to_document(), settings, as_json=args.json)
+            _in_background(group, request.to_document() | {"source": group.target.source}, settings, as_json=args.json)
             continue
         with progress.show(f"prefetch {group.target.source}", quiet=args.json) as bar:
-            answer = _ask_holder(group, request.to_document(), bar) if group.target.entry else None
+            document = request.to_document() | {"source": group.target.source}
+            answer = _ask_holder(group, document, bar) if group.target.entry else None
             if answer is None:
                 answer = _do_it_here(group.target.text, request, settings, bar)
         if args.json:
@@ -179,7 +180,7 @@ def _do_it_here(source: str, request: Any, settings: config.Settings, bar: progr
     async def work() -> dict[str, Any]:
         asked = Request(source=source, mountpoint=None, settings=settings)
         async with process.hold(asked, role="prefetch", stopping=process.Stopping()) as service:
-            return await prefetching.run(service, request, lambda now: _show(now, bar))
+            return await prefetching.run(service, service.source, request, lambda now: _show(now, bar))
 
     return asyncio.run(work())
 

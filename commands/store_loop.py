@@ -11,11 +11,12 @@ from types import TracebackType
 from typing import Any, Final, Self, TypeVar
 
 from ..config import Settings
+from ..daemon.sources import store_options
 from ..errors import ObjectNotFound, StoreDenied
 from ..snapshots import ObjectName
 from ..snapshots.object_stores import ObjectStores
 from ..snapshots.task_group import plain_task_group
-from ..tiers.stores import StoreOptions, open_store
+from ..tiers.stores import open_store
 from ..tiers.understore import ObjectInfo, UnderStore
 
 T = TypeVar("T")
@@ -27,12 +28,7 @@ class StoreLoop:
     """A context manager: the loop runs while inside."""
 
     def __init__(self, settings: Settings) -> None:
-        self._options = StoreOptions(
-            endpoint_url=settings.endpoint_url,
-            profile=settings.profile,
-            timeout_s=settings.io_timeout,
-            max_connections=settings.max_connections,
-        )
+        self._options = store_options(settings)
         self.loop = asyncio.new_event_loop()
         self.stores = ObjectStores(self._open)
         self._thread = threading.Thread(target=self._serve, name="stores", daemon=True)

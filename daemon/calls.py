@@ -10,8 +10,10 @@ from ..errors import UsageError
 from ..fuse_mount.view import Kind
 from . import prefetching
 from .control import ControlServer, body_of, query_of, stream_lines
+from .jobs import Job
 from .prefetching import PrefetchRequest
 from .service import Service
+from .sources import Source
 from .tree import Tree
 
 
@@ -39,11 +41,16 @@ class _Calls:
 
     async def info(self, request: web.Request) -> web.Response:
         """One file, or the sum over a folder."""
-        service, path = self._service, query_of(request).get("path", "")
-        async with Tree(service.source.view).node(path) as node:
+        query = query_of(request)
+        async with self._service.versions.at(query.get("source")) as source:
+            return web.json_response(await self._info(source, query.get("path", "")))
+
+    async def _info(self, source: Source, path: str) -> dict[str, Any]:
+        service = self._service
+        async with Tree(source.view).node(path) as node:
             if node.kind is Kind.FILE:
-                version = service.source.view.version(node.ino)
-                answer: dict[str, Any] = {
+                version = source.view.version(node.ino)
+                return {
                     "path": path,
                     "kind": "file",
                     "size_bytes": node.size,
@@ -53,13 +60,11 @@ class _Calls:
                     "cached": asdict(service.cache.cached(version)),
                     "pins": service.pins.count(version.digest),
                     "attributes": {
-                        name: value.decode("utf-8", "replace")
-                        for name, value in service.source.view.xattrs(node.ino).items()
+                        name: value.decode("utf-8", "replace") for name, value in source.view.xattrs(node.ino).items()
                     },
                 }
-                return web.json_response(answer)
         total = dict.fromkeys(("files", "size_bytes", "cached_bytes", "ram_bytes", "ssd_bytes", "pinned_files"), 0)
-        async for _, version in service.source.entries(path):
+        async for _, version in source.entries(path):
             parts = service.cache.cached(version)
             total["files"] += 1
             total["size_bytes"] += version.size
@@ -67,17 +72,18 @@ class _Calls:
             total["ram_bytes"] += parts.ram_bytes
             total["ssd_bytes"] += parts.ssd_bytes
             total["pinned_files"] += service.pins.is_pinned(version.digest)
-        return web.json_response({"path": path, "kind": "folder", **total})
+        return {"path": path, "kind": "folder", **total}
 
     async def prefetch(self, request: web.Request) -> web.StreamResponse:
         """Lines of a job as it goes on. Unless it is a background job, hanging up cancels it."""
         body = await body_of(request)
-        service, wanted = self._service, PrefetchRequest.from_document(body)
-        job = service.jobs.start(
-            "prefetch",
-            wanted.describe(service.source.name.text),
-            lambda job: prefetching.run(service, wanted, job.update),
-        )
+        service, wanted, named = self._service, PrefetchRequest.from_document(body), body.get("source")
+
+        async def work(job: Job) -> dict[str, Any]:
+            async with service.versions.at(named) as source:
+                return await prefetching.run(service, source, wanted, job.update)
+
+        job = service.jobs.start("prefetch", wanted.describe(named or service.source.name.text), work)
         if body.get("background"):
             return web.json_response(job.describe())
         return await stream_lines(request, service.jobs.watch(job), hung_up=lambda: service.jobs.cancel(job))
@@ -90,9 +96,9 @@ class _Calls:
     async def free(self, request: web.Request) -> web.Response:
         body = await body_of(request)
         paths = list(body.get("paths", [""]))
-        return web.json_response(
-            await prefetching.free(self._service, paths, also_pinned=bool(body.get("also_pinned")))
-        )
+        async with self._service.versions.at(body.get("source")) as source:
+            freed = await prefetching.free(self._service, source, paths, also_pinned=bool(body.get("also_pinned")))
+        return web.json_response(freed)
 
     async def pins(self, request: web.Request) -> web.Response:
         return web.json_response({"pins": [asdict(label) for label in self._service.pins.list()]})

@@ -226,7 +226,7 @@ def check_listing(source: str, settings: config.Settings) -> Finding:
     from . import sources
 
     async def ask() -> str:
-        opened = await sources.open_source(source, settings)
+        opened = await sources.open_source(source, settings, what="forebay doctor")
         try:
             return opened.name.text
         finally:

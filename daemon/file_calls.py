@@ -19,6 +19,7 @@ from ..tiers.understore import Buffer
 from ..tiers.version import ObjectVersion
 from .control import ControlServer, body_of, query_of, stream_lines
 from .service import Service
+from .sources import Source
 from .tree import Tree
 
 MAX_ANSWER_BYTES = 64 * 1024 * 1024
@@ -39,56 +40,60 @@ def add_to(server: ControlServer, service: Service) -> None:
 class _FileCalls:
     def __init__(self, service: Service) -> None:
         self._service = service
-        self._tree = Tree(service.source.view)
         # What was opened lately, so that a read needs no look-up; an older one is looked up again by its path.
         self._versions: OrderedDict[str, ObjectVersion] = OrderedDict()
 
     async def info(self, request: web.Request) -> web.Response:
-        path = query_of(request).get("path", "")
-        async with self._tree.node(path) as node:
+        query = query_of(request)
+        path = query.get("path", "")
+        async with self._service.versions.at(query.get("source")) as source, Tree(source.view).node(path) as node:
             answer = _describe(path, node)
             if node.kind is Kind.FILE:
-                version = self._service.source.view.version(node.ino)
+                version = source.view.version(node.ino)
                 self._remember(version)
                 answer |= {"digest": version.digest.hex(), "etag": version.etag, "version_id": version.version_id}
         return web.json_response(answer)
 
     async def list(self, request: web.Request) -> web.StreamResponse:
         """Lines of up to a thousand entries each."""
-        path = str((await body_of(request)).get("path", "")).strip("/")
-        children = await self._tree.children(path)
+        body = await body_of(request)
+        path = str(body.get("path", "")).strip("/")
         base = f"{path}/" if path else ""
 
         async def batches() -> AsyncIterator[dict[str, Any]]:
             batch = []
-            for name, node in children:
-                batch.append(_describe(base + name, node))
-                if len(batch) == _BATCH:
-                    yield {"entries": batch}
-                    batch = []
-                    await asyncio.sleep(0)  # a folder of a million names must not keep the mount waiting
+            async with self._service.versions.at(body.get("source")) as source:
+                for name, node in await Tree(source.view).children(path):
+                    batch.append(_describe(base + name, node))
+                    if len(batch) == _BATCH:
+                        yield {"entries": batch}
+                        batch = []
+                        await asyncio.sleep(0)  # a folder of a million names must not keep the mount waiting
             yield {"entries": batch}
 
         return await stream_lines(request, batches())
 
     async def find(self, request: web.Request) -> web.StreamResponse:
         """Every file at or below a path, in lines of up to a thousand; cheaper than listing folder by folder."""
-        path = str((await body_of(request)).get("path", "")).strip("/")
+        body = await body_of(request)
+        path = str(body.get("path", "")).strip("/")
 
         async def batches() -> AsyncIterator[dict[str, Any]]:
             batch = []
-            async for found, version in self._service.source.entries(path):
-                batch.append({"name": found, "type": "file", "size": version.size})
-                if len(batch) == _BATCH:
-                    yield {"entries": batch}
-                    batch = []
+            async with self._service.versions.at(body.get("source")) as source:
+                async for found, version in source.entries(path):
+                    batch.append({"name": found, "type": "file", "size": version.size})
+                    if len(batch) == _BATCH:
+                        yield {"entries": batch}
+                        batch = []
             yield {"entries": batch}
 
         return await stream_lines(request, batches())
 
     async def read(self, request: web.Request) -> web.Response:
         """Ranges of files: a line of JSON (length or error of each), then the bytes one after the other."""
-        ranges = (await body_of(request)).get("ranges")
+        body = await body_of(request)
+        ranges, named = body.get("ranges"), body.get("source")
         if not isinstance(ranges, list):
             raise UsageError("no list of ranges is given")
         if sum(max(0, int(wanted["size"])) for wanted in ranges) > MAX_ANSWER_BYTES:
@@ -98,38 +103,40 @@ class _FileCalls:
         async def one(wanted: Mapping[str, Any]) -> Buffer | ForebayError:
             try:
                 async with room:
-                    return await self._read(wanted)
+                    return await self._read(named, wanted)
             except ForebayError as error:
                 return error
 
         pieces = [await one(ranges[0])] if len(ranges) == 1 else await asyncio.gather(*map(one, ranges))
         head = [{"error": error_document(p)} if isinstance(p, ForebayError) else {"size": len(p)} for p in pieces]
-        body = b"".join([json.dumps(head).encode(), b"\n", *(p for p in pieces if not isinstance(p, ForebayError))])
-        return web.Response(body=body)
+        answer = b"".join([json.dumps(head).encode(), b"\n", *(p for p in pieces if not isinstance(p, ForebayError))])
+        return web.Response(body=answer)
 
-    async def _read(self, wanted: Mapping[str, Any]) -> Buffer:
-        version = await self._version(str(wanted["path"]), wanted.get("digest"))
-        offset = int(wanted["offset"])
-        size = min(int(wanted["size"]), version.size - offset)
-        if offset < 0 or size <= 0:
-            return b""
-        cache, reader = self._service.cache, int(wanted.get("reader", 0))
-        data = cache.read_cached(version, offset, size, reader=reader)
-        if data is None:
-            data = await cache.read(version, offset, size, reader=reader, timeout_s=self._service.settings.io_timeout)
+    async def _read(self, named: str | None, wanted: Mapping[str, Any]) -> Buffer:
+        async with self._service.versions.at(named) as source:
+            version = await self._version(source, str(wanted["path"]), wanted.get("digest"))
+            offset = int(wanted["offset"])
+            size = min(int(wanted["size"]), version.size - offset)
+            if offset < 0 or size <= 0:
+                return b""
+            cache, reader = self._service.cache, int(wanted.get("reader", 0))
+            data = cache.read_cached(version, offset, size, reader=reader)
+            if data is None:
+                timeout_s = self._service.settings.io_timeout
+                data = await cache.read(version, offset, size, reader=reader, timeout_s=timeout_s)
         if len(data) != size:
             raise ForebayError(f"the cache gave {len(data)} bytes instead of {size} at {offset} of {version.key}")
         return data
 
-    async def _version(self, path: str, digest: str | None) -> ObjectVersion:
+    async def _version(self, source: Source, path: str, digest: str | None) -> ObjectVersion:
         """The version with that digest, or the present one where none is asked for. Raises ObjectChanged."""
         known = self._versions.get(digest) if digest is not None else None
         if known is not None:
             return known
-        async with self._tree.node(path) as node:
+        async with Tree(source.view).node(path) as node:
             if node.kind is not Kind.FILE:
                 raise UsageError(f"{path!r} is a folder")
-            version = self._service.source.view.version(node.ino)
+            version = source.view.version(node.ino)
         if digest is not None and version.digest.hex() != digest:
             raise ObjectChanged(f"{path!r} was overwritten since it was opened", remedy="open it again")
         self._remember(version)

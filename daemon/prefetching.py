@@ -73,35 +73,35 @@ class NotFound:
             self.examples.append(path)
 
 
-async def run(service: Service, request: PrefetchRequest, report: Report) -> dict[str, Any]:
+async def run(service: Service, source: Source, request: PrefetchRequest, report: Report) -> dict[str, Any]:
     """Do it; the answer is the receipt (or the plan) as JSON, with `complete` and `not_found` in it.
 
     `report` gets the progress a few times a second. Raises the StoreError of a listing that fails.
     """
     not_found = NotFound()
-    wanted = entries(service.source, request.paths, not_found)
+    wanted = entries(source, request.paths, not_found)
     if request.mode == "plan":
         answer = (await make_plan(service.cache, wanted, to=request.to)).to_json()
-        return answer | {"source": service.source.name.text, "not_found": asdict(not_found)}
+        return answer | {"source": source.name.text, "not_found": asdict(not_found)}
     prefetch = Prefetch(
         service.cache,
         to=request.to,
         lease_s=request.lease_s,
         owner=request.owner,
-        purpose=request.describe(service.source.name.text),
+        purpose=request.describe(source.name.text),
         progress=lambda now: report(asdict(now)),
     )
     receipt = await (prefetch.check(wanted) if request.mode == "check" else prefetch.run(wanted))
     answer = receipt.to_json()
     answer["complete"] = answer["complete"] and not not_found.count
-    return answer | {"source": service.source.name.text, "not_found": asdict(not_found)}
+    return answer | {"source": source.name.text, "not_found": asdict(not_found)}
 
 
-async def free(service: Service, paths: Sequence[str], *, also_pinned: bool) -> dict[str, Any]:
+async def free(service: Service, source: Source, paths: Sequence[str], *, also_pinned: bool) -> dict[str, Any]:
     """Let go of what is cached of these paths; the answer says how much."""
     not_found = NotFound()
-    freed = await cache_prefetch.free(service.cache, entries(service.source, paths, not_found), also_pinned=also_pinned)
-    return asdict(freed) | {"source": service.source.name.text, "not_found": asdict(not_found)}
+    freed = await cache_prefetch.free(service.cache, entries(source, paths, not_found), also_pinned=also_pinned)
+    return asdict(freed) | {"source": source.name.text, "not_found": asdict(not_found)}
 
 
 async def entries(source: Source, paths: Sequence[str], not_found: NotFound) -> AsyncIterator[Wanted]:

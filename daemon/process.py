@@ -77,7 +77,7 @@ async def hold(request: Request, *, role: registry.Role, stopping: Stopping) -> 
     started_s = time.time()
     name = sources.name_of(request.source, settings)
     where = request.mountpoint
-    options = mount_options(settings)
+    options = mount_options(settings, read_only=sources.is_dataset(request.source))
     if where is not None:
         where = await asyncio.to_thread(mountpoints.prepare, where, options)
     owner = f"the mount at {where}" if where is not None else f"forebay {role}"
@@ -87,9 +87,9 @@ async def hold(request: Request, *, role: registry.Role, stopping: Stopping) -> 
     async with contextlib.AsyncExitStack() as stack:
         # Last on the way down: who waits for the entry to go may use the cache folder at once.
         stack.callback(lambda: registration.withdraw() if registration is not None else None)
-        source = await sources.open_source(request.source, settings)
+        source = await sources.open_source(request.source, settings, what=owner)
         stack.push_async_callback(source.close)
-        service = await stack.enter_async_context(Service.open(source, places, ram, ssd, settings))
+        service = await stack.enter_async_context(Service.open(source, places, ram, ssd, settings, owner=owner))
         runtime = registry.create_runtime_folder()
         entry = registry.Entry(
             id=registry.new_id(),
@@ -123,11 +123,11 @@ async def hold(request: Request, *, role: registry.Role, stopping: Stopping) -> 
         yield service
 
 
-def mount_options(settings: config.Settings) -> MountOptions:
+def mount_options(settings: config.Settings, *, read_only: bool = False) -> MountOptions:
     """The choices of a mount that the settings mean. Raises UsageError."""
     return MountOptions(
         transport=settings.transport,  # type: ignore[arg-type]
-        read_only=settings.read_only,
+        read_only=settings.read_only or read_only,
         allow_other=settings.allow_other,
         nonempty=settings.nonempty,
         uid=os.getuid() if settings.uid is None else settings.uid,

@@ -25,15 +25,23 @@ from .control import ControlServer
 from .jobs import Jobs
 from .places import Places
 from .sources import Source
+from .versions import Versions
 
 
 class Service:
     """See the module. `entry`, `server` and `mount` are set by the process while it comes up."""
 
     def __init__(
-        self, source: Source, places: Places, cache: BlockCache, pins: Pins, settings: config.Settings
+        self,
+        source: Source,
+        versions: Versions,
+        places: Places,
+        cache: BlockCache,
+        pins: Pins,
+        settings: config.Settings,
     ) -> None:
         self.source = source
+        self.versions = versions
         self.places = places
         self.cache = cache
         self.pins = pins
@@ -53,8 +61,10 @@ class Service:
         ram: TierOptions | None,
         ssd: list[TierOptions],
         settings: config.Settings,
+        *,
+        owner: str,
     ) -> "AsyncIterator[Service]":
-        """Lock and recover the tiers, load the pins, start the cache. Raises TierInUse, TierError or TierFailed."""
+        """Lock and recover the tiers, load the pins, start the cache. `owner` is who we are, for leases. Raises TierInUse, TierError or TierFailed."""
         pins: Pins | None = None
 
         def pinned(digest: bytes) -> bool:
@@ -70,8 +80,12 @@ class Service:
             tiers.close()
             raise
         options = CacheOptions(timeout_s=settings.io_timeout, prefetch_requests=settings.max_connections)
-        async with BlockCache(tiers, source.stores, options=options, pins=pins) as cache:
-            yield cls(source, places, cache, pins, settings)
+        versions = Versions(source, settings, owner)
+        async with BlockCache(tiers, versions.store_of, options=options, pins=pins) as cache:
+            try:
+                yield cls(source, versions, places, cache, pins, settings)
+            finally:
+                await versions.close()
 
     @property
     def busy(self) -> bool:

@@ -68,7 +68,7 @@ def name_of(text: str, settings: config.Settings) -> SourceName:
         dataset = text.partition("@")[0]
         # All versions of a data set share one cache: that is what makes switching between them cheap.
         return SourceName(text, _folder_name(f"dataset-{dataset}", f"{settings.meta_url or ''}\0{dataset}"))
-    store, prefix = open_store(text, _store_options(settings))
+    store, prefix = open_store(text, store_options(settings))
     canonical = text.rstrip("/") if not text.endswith("://") else text
     return SourceName(canonical, _folder_name(canonical.replace("://", "-"), f"{store.id}\0{prefix}"))
 
@@ -77,10 +77,19 @@ def is_dataset(text: str) -> bool:
     return _DATASET.fullmatch(text) is not None
 
 
-async def open_source(text: str, settings: config.Settings) -> Source:
-    """Open a source, and prove that it can be read: raises the StoreError (or SnapshotError) that says why not."""
+async def open_source(text: str, settings: config.Settings, *, what: str) -> Source:
+    """Open a source, and prove that it can be read: raises the StoreError (or SnapshotError) that says why not.
+
+    `what` is what it is opened for ("the mount at /data"): people see it where a version is leased.
+    """
     if is_dataset(text):
-        raise UsageError(f"{text}: snapshots cannot be opened yet")
+        from .snapshot_source import SnapshotSource  # Arrow takes a quarter of a second: only for those who need it
+
+        return await SnapshotSource.open(name_of(text, settings), settings, what=what)
+    if settings.by_label is not None:
+        raise UsageError(
+            f"{text} is no version of a data set, and only those have labels", remedy="leave out --by-label"
+        )
     return await LiveSource.open(text, settings)
 
 
@@ -104,7 +113,7 @@ class LiveSource:
 
     @classmethod
     async def open(cls, text: str, settings: config.Settings) -> "LiveSource":
-        store, prefix = open_store(text, _store_options(settings))
+        store, prefix = open_store(text, store_options(settings))
         try:
             await store.check()
             return cls(name_of(text, settings), store, prefix, settings.metadata_ttl)
@@ -149,7 +158,8 @@ class LiveSource:
         await self._store.close()
 
 
-def _store_options(settings: config.Settings) -> StoreOptions:
+def store_options(settings: config.Settings) -> StoreOptions:
+    """How the settings say that stores are reached."""
     return StoreOptions(
         endpoint_url=settings.endpoint_url,
         profile=settings.profile,
