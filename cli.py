@@ -94,6 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="surrogateescape")  # names that are no UTF-8 come out as the bytes they are
     arguments = list(sys.argv[1:] if argv is None else argv)
     command = _command(arguments)
+    frame.begin()
     try:
         args = build_parser(command).parse_args(arguments)
         try:

@@ -46,8 +46,20 @@ def add_json(parser: argparse.ArgumentParser, what: str = "answer as one JSON do
     parser.add_argument("--json", action="store_true", help=what)
 
 
+class _Answer:
+    """Whether this command has already given an answer in JSON; `cli.main` begins each command without one."""
+
+    given = False
+
+
+def begin() -> None:
+    """A command begins: nothing is answered yet."""
+    _Answer.given = False
+
+
 def emit_json(document: Any) -> None:
     """One JSON document on one line of stdout, at once."""
+    _Answer.given = True
     sys.stdout.write(json.dumps(document, ensure_ascii=False, default=str) + "\n")
     sys.stdout.flush()
 
@@ -67,9 +79,10 @@ def message(text: str) -> None:
 
 
 def report(error: ForebayError, *, as_json: bool) -> None:
-    """Say what failed: a sentence on stderr, and with `as_json` an object on stdout."""
+    """Say what failed: a sentence on stderr, and with `as_json` an object on stdout, unless an answer is there already (a
+    receipt that says what is missing): then the exit status is all that is added to it."""
     message(f"forebay: {error}")
-    if as_json:
+    if as_json and not _Answer.given:
         emit_json(
             {
                 "error": {
