@@ -28,7 +28,7 @@ Fetch = Callable[[ObjectVersion, int, int], Awaitable[Buffer]]
 # Write the bytes of a range to a tier: None if one took them, else why none did.
 Keep = Callable[[ObjectVersion, int, Buffer], Awaitable[TierError | None]]
 
-KEPT_S = 30.0
+KEPT_S = 10.0
 # Readahead leaves this much of the budget to those who wait for an answer.
 AHEAD_SHARE = 0.75
 

@@ -13,15 +13,16 @@ before it is believed again (4 MiB are always enough). So a reader of random meg
 amplified, although each of its reads looks sequential to whoever sees the pieces. A strided reader is not believed
 either: at least half of the distance it covered must have been asked for.
 
-Requests of one reader arrive out of order (the kernel sends several at once, and several threads take them), so "near"
-means within `SLACK_BYTES` on either side of the front.
+Requests of one reader arrive out of order: the kernel reads two windows of up to 4 MiB ahead, sends them as pieces of
+up to 1 MiB at once, and several threads take them (pieces 4 MiB apart were seen to change places). So "near" means
+within `SLACK_BYTES` on either side of the front.
 
 `note` is on the path of every read, in any thread, without a lock. Races lose a step of a run at worst.
 """
 
 MAX_HEADS = 4
 MAX_READERS = 16_384
-SLACK_BYTES = 2 * 1024 * 1024
+SLACK_BYTES = 8 * 1024 * 1024
 BELIEVED_AT_START_BYTES = 128 * 1024
 BELIEVED_INSIDE_BYTES = 512 * 1024
 BELIEVED_AT_LAST_BYTES = 4 * 1024 * 1024
@@ -133,10 +134,11 @@ class Readers:
         return head.start + believed_after(head.start, reader.usual_run_bytes if reader else 0)
 
     def _add(self, number: int) -> Reader:
-        while len(self._readers) >= MAX_READERS:
-            oldest = next(iter(self._readers), None)
-            if oldest is not None:
-                self.forget(oldest)
+        if len(self._readers) >= MAX_READERS:
+            try:
+                self.forget(next(iter(self._readers)))
+            except (RuntimeError, StopIteration):
+                pass  # other threads add and forget at this moment; the next that comes makes room
         return self._readers.setdefault(number, Reader())
 
     def _note_elsewhere(self, reader: Reader, offset: int, end: int) -> Head | None:

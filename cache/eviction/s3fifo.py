@@ -14,7 +14,7 @@ Two things differ from the paper, for reasons of this cache:
 - Ghosts are a direct-mapped table of 32-bit fingerprints instead of a queue: 4 bytes each, and old ones disappear by
   being overwritten. A false ghost (one in four thousand million per lookup) only means a place in the main queue.
 
-Memory: 13 bytes per entry, and 4 to 8 for the ghosts.
+Memory: 17 bytes per entry, and 4 to 8 for the ghosts.
 """
 
 from array import array

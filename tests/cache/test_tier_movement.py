@@ -157,6 +157,27 @@ async def test_a_failing_ssd_does_not_fail_what_ram_evicts(tmp_path: Path) -> No
         assert cache.stats().errors["tier_failed"] > 0
 
 
+@pytest.mark.parametrize(("eviction", "least", "most"), [("epoch", 0.40, 0.55), ("lru", 0.0, 0.0)])
+async def test_passes_over_twice_what_fits(tmp_path: Path, eviction: str, least: float, most: float) -> None:
+    """In the same order each time: lru has always just evicted what comes next, epoch has half of it."""
+    store = FakeStore()
+    versions = objects(store, 160)
+    # So little memory that what no tier took is not found there.
+    options = CacheOptions(max_inflight_bytes=MIB, request_bytes=MIB)
+    async with cache_on(tmp_path, store, ssd_bytes=(32 * MIB,), eviction=eviction, options=options) as cache:
+        for number in range(4):
+            if number == 1:
+                first_pass = len(store.requests)
+            for version in versions:
+                assert await cache.read(version, 0, SMALL) == store.objects[version.key]
+                await settled(cache)
+        hit_rate = 1 - (len(store.requests) - first_pass) / (3 * len(versions))
+        assert least <= hit_rate <= most
+        if eviction == "epoch":
+            assert cache.stats().tiers[0].evicted == 0
+            assert cache.stats().errors == {}
+
+
 async def test_tiers_keep_what_they_have_over_a_restart(tmp_path: Path) -> None:
     store = FakeStore()
     versions = [*objects(store, 20), store.add("large", content_of(3, 9 * MIB))]
