@@ -73,6 +73,11 @@ class Control:
     def __setstate__(self, state: Mapping[str, Any]) -> None:
         self.__init__(state["path"], timeout_s=state["timeout_s"])  # type: ignore[misc]
 
+    def __del__(self) -> None:
+        # Whoever used it may not know that there are connections; they go with the last user.
+        for _, connection in self.__dict__.get("_idle", ()):
+            connection.close()
+
     def get(self, call: str, **query: str | int) -> Any:
         """The JSON answer to a question."""
         return json.loads(self._ask("GET", _target(call, query), None))

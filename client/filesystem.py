@@ -18,6 +18,7 @@ import os
 import re
 import subprocess
 import sys
+import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -36,6 +37,17 @@ _MAX_RANGES = 512
 _START_TIMEOUT_S = 240.0
 _DATASET = re.compile(r"[^/@]+@[^/]+")
 
+_starting = threading.Lock()
+
+
+def _renew_lock() -> None:
+    """In a forked child: a thread that exists only in the parent may have held it."""
+    global _starting
+    _starting = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_renew_lock)
+
 
 class ForebayFileSystem(fsspec.spec.AbstractFileSystem):  # type: ignore[misc]
     """See the module. Errors are those of `OSError` where Python programs look for them (FileNotFoundError), else ours."""
@@ -52,7 +64,7 @@ class ForebayFileSystem(fsspec.spec.AbstractFileSystem):  # type: ignore[misc]
         super().__init__(source=source, **options)
         self._source = source.rstrip("/") if source else None
         self._texts = {name: _text_of(value) for name, value in texts.items() if value is not None}
-        self._controls: dict[str, tuple[str, Control]] = {}
+        self._controls: dict[str, Control] = {}
 
     # --- What fsspec calls. Paths are without `forebay://`: `s3/bucket/key`, `dataset@ref/path`. ---
 
@@ -202,14 +214,17 @@ class ForebayFileSystem(fsspec.spec.AbstractFileSystem):  # type: ignore[misc]
     def _control(self, root: str) -> Control:
         known = self._controls.get(root)
         if known is None:
-            known = self._controls[root] = self._find_or_start(root)
-        return known[1]
+            with _starting:  # of many threads that come at once, one starts the process
+                known = self._controls.get(root)
+                if known is None:
+                    known = self._controls[root] = self._find_or_start(root)
+        return known
 
-    def _find_or_start(self, root: str) -> tuple[str, Control]:
+    def _find_or_start(self, root: str) -> Control:
         """The control socket of the process that holds the cache of `root`, started if there is none."""
         holder = next((entry for entry in registry.entries() if entry.source.rstrip("/") == root), None)
         if holder is not None:
-            return holder.id, Control(holder.socket)
+            return Control(holder.socket)
         # Settings go as variables, not as arguments: everybody can read the arguments of a process. If several programs
         # start at once, `serve` answers to all of them with the one process that won.
         variables = {config.TABLE[name].variable: text for name, text in self._texts.items()}
@@ -230,7 +245,7 @@ class ForebayFileSystem(fsspec.spec.AbstractFileSystem):  # type: ignore[misc]
             ) from None
         if "error" in answer:
             raise error_from(answer["error"])
-        return answer["socket"], Control(answer["socket"])
+        return Control(answer["socket"])
 
     # --- Calls. A process may end (idle, or in favour of a mount) between two of them: then the next one is asked. ---
 
@@ -243,21 +258,21 @@ class ForebayFileSystem(fsspec.spec.AbstractFileSystem):  # type: ignore[misc]
             return self._control(root).get(call, **query)
 
     def _stream(self, root: str, call: str, body: Mapping[str, Any]) -> Iterator[Any]:
-        body = {**body, **_named(root)}
+        body, started = {**body, **_named(root)}, False
         try:
-            lines = self._control(root).stream(call, body)
-            first = next(lines)
+            for line in self._control(root).stream(call, body):
+                started = True
+                yield line
         except DaemonUnreachable:
+            if started:
+                raise  # what was given out cannot be taken back
             self._forget(root)
-            lines = self._control(root).stream(call, body)
-            first = next(lines)
-        yield first
-        yield from lines
+            yield from self._control(root).stream(call, body)
 
     def _forget(self, root: str) -> None:
         known = self._controls.pop(root, None)
         if known is not None:
-            known[1].close()
+            known.close()
 
     def _read(self, root: str, ranges: Sequence[Mapping[str, Any]]) -> list[bytes | Exception]:
         body = {"ranges": list(ranges), **_named(root)}

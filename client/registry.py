@@ -14,6 +14,7 @@ import json
 import os
 import secrets
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -74,6 +75,17 @@ def create_runtime_folder() -> Path:
             remedy="set XDG_RUNTIME_DIR to a writable folder",
         ) from error
     return folder
+
+
+@contextlib.contextmanager
+def starting(name: str) -> Iterator[None]:
+    """Held while a process for the cache folder `name` comes up: who starts one at the same time waits, and then finds it."""
+    descriptor = os.open(create_runtime_folder() / f".start-{name}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def new_id() -> str:

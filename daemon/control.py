@@ -118,12 +118,21 @@ async def stream_lines(
     *,
     hung_up: Callable[[], Awaitable[None]] | None = None,
 ) -> web.StreamResponse:
-    """Answer with one JSON document per line as they come; `hung_up` is awaited if the client leaves before the end."""
+    """Answer with one JSON document per line as they come; a failure on the way is a last line `{"error": ...}`.
+
+    `hung_up` is awaited if the client leaves before the end.
+    """
     response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
+    first = await anext(lines, None)  # a failure before the first line is an ordinary error, with its HTTP status
     try:
         await response.prepare(request)
-        async for line in lines:
-            await response.write(json.dumps(line).encode() + b"\n")
+        if first is not None:
+            await response.write(json.dumps(first).encode() + b"\n")
+        try:
+            async for line in lines:
+                await response.write(json.dumps(line).encode() + b"\n")
+        except ForebayError as error:
+            await response.write(json.dumps({"error": error_document(error)}).encode() + b"\n")
         await response.write_eof()
     except (ConnectionError, asyncio.CancelledError):
         if hung_up is not None:

@@ -26,19 +26,24 @@ def start(source: str, mountpoint: str | None, settings: config.Settings, *, rea
     If only the cache is to be held and some process holds it already, `ready` is told of that one.
     """
     name = sources.name_of(source, settings)
-    holder = registry.holder_of(places.places_of(name.folder, settings).all)
-    if holder is not None and mountpoint is None and not settings.foreground:
-        ready(_description(holder))
-        return
-    if holder is not None:
-        _make_way(holder, name)
     mountpoint = os.path.abspath(mountpoint) if mountpoint is not None else None
+    with registry.starting(name.folder):
+        holder = registry.holder_of(places.places_of(name.folder, settings).all)
+        if holder is not None and mountpoint is None and not settings.foreground:
+            served = _description(holder)
+        else:
+            if holder is not None:
+                _make_way(holder, name)
+            if not settings.foreground:
+                log_file = settings.log_file or default_log_file(name)
+                served = launch.start(
+                    launch.Request(source=source, mountpoint=mountpoint, settings=settings, log_file=log_file)
+                )
     if settings.foreground:
         logs.to_stderr(level=settings.log_level, form=settings.log_format)
         process.run(launch.Request(source=source, mountpoint=mountpoint, settings=settings), ready=ready)
-        return
-    log_file = settings.log_file or default_log_file(name)
-    ready(launch.start(launch.Request(source=source, mountpoint=mountpoint, settings=settings, log_file=log_file)))
+    else:
+        ready(served)
 
 
 def default_log_file(name: sources.SourceName) -> Path:
