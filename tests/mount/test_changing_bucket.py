@@ -110,25 +110,24 @@ def test_readers_while_it_is_overwritten_again_and_again(forebay: CommandLine, b
     assert not failures
 
 
+# SeaweedFS takes no keys that could not be paths, or rewrites them; tests/namespace has those.
 ODD_KEYS = {
     "plain": b"1",
     "with space": b"2",
     "ünïcödé/日本語": b"3",
     "a%2Fb": b"4",
     "new\nline": b"5",
-    "quote'\"back\\slash": b"6",
+    "quote'\"s": b"6",
     "#hash?query&": b"7",
     "deep/" * 30 + "x": b"8",
     "n" * 255: b"9",
     "dir/": b"",
     "dir/inside": b"10",
 }
-# Keys that no path can name: not shown, and hide nothing. (SeaweedFS takes no others; tests/namespace has them.)
-UNNAMEABLE = {"double//slash": b"x", "/leading": b"x"}
 
 
 def test_odd_keys(forebay: CommandLine, bucket: Bucket) -> None:
-    for key, data in {**ODD_KEYS, **UNNAMEABLE, "both": b"file", "both/below": b"folder wins"}.items():
+    for key, data in {**ODD_KEYS, "both": b"file", "both/below": b"folder wins"}.items():
         bucket.put(key, data)
     where = forebay.mount(bucket.url)
     shown = read_tree(where)
@@ -136,6 +135,7 @@ def test_odd_keys(forebay: CommandLine, bucket: Bucket) -> None:
     assert {key: shown.get(key) for key in expected} == expected
     assert shown["both/below"] == b"folder wins"
     assert not any(".." in Path(key).parts for key in shown)
+    # Beside a folder of the same name a file cannot be shown, and that is said.
     assert forebay.status(where)["view"]["skipped"]
     assert forebay.json("prefetch", where)["complete"]
 
