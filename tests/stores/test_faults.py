@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+import traceback
 from collections.abc import AsyncIterator
 
 import pytest
@@ -265,3 +266,28 @@ async def test_an_object_replaced_behind_a_cut_read_is_never_mixed(
 async def test_a_slow_store_is_slow_but_right(store: S3Store, proxy: FaultProxy, version: ObjectVersion) -> None:
     proxy.fault = Fault.slow(200_000, only="GET")
     assert bytes(await store.get_range(version, 0, 100_000)) == CONTENT[:100_000]
+
+
+async def test_credentials_are_in_no_log_and_no_error(
+    store: S3Store, s3: S3Server, proxy: FaultProxy, version: ObjectVersion, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Everything logged at the lowest level, by all libraries, and every error with its causes."""
+    caplog.set_level(1)
+    await store.get_range(version, 0, 10)
+    said: list[str] = []
+    for fault in (
+        Fault.answer(403, "SignatureDoesNotMatch"),
+        Fault.answer(400, "Odd"),
+        Fault.answer(404, "NoSuchBucket"),
+    ):
+        proxy.fault = fault
+        for call in (store.get_range(version, 0, 10), store.list_page(""), store.head("a//b"), store.put("k", b"v")):
+            try:
+                await call
+            except Exception as error:
+                said += traceback.format_exception(error)
+    assert said
+    for secret in (s3.access_key, s3.secret_key):
+        assert secret not in "".join(said)
+        assert secret not in caplog.text
+    assert s3.secret_key not in repr(vars(store)) + repr(store)
