@@ -178,12 +178,16 @@ class Collector:
         return reached
 
     def _add_history(self, heads: Iterable[CommitId], reached: "_Reached", report: GcReport) -> None:
-        wanted = set(heads) - reached.commits
+        wanted = self._add_commits(sorted(set(heads) - reached.commits), reached, report)
         while wanted:
-            wanted = self._add_commits(sorted(wanted), reached, report)
+            # History may end: what was found by its id and given a name again can have lost its ancestors to an earlier run.
+            there = self._meta.get_commits(sorted(wanted))
+            wanted = self._add_commits(sorted(there), reached, report)
 
     def _add_commits(self, ids: list[CommitId], reached: "_Reached", report: GcReport) -> set[CommitId]:
         """Adds the commits and their pages; returns the parents that are not reached yet."""
+        if not ids:
+            return set()
         parents: set[CommitId] = set()
         found = self._meta.get_commits(ids)
         reader = PageReader(self._meta)

@@ -90,9 +90,13 @@ class Hold:
 
     def secure_commit(self, reader: PageReader, commit: Commit) -> None:
         """`secure` for a commit that was there before the lease. Raises RefNotFound when gc took it in between."""
-        if commit.id not in self._meta.get_commits([commit.id]):
+        data = self._meta.get_commits([commit.id]).get(commit.id)
+        if data is None:
             raise RefNotFound(f"{commit.dataset}@{commit.short_id} has just been collected by gc")
-        self.secure(reader, commit.root)
+        if self.gc_interfered():
+            # Stored anew: a sweep that is under way either finds it used, or has deleted it just before.
+            self._meta.put_commit(commit.id, commit.dataset, data)
+            touch_version(self._meta, reader, commit.root)
 
     def _keep_alive(self) -> None:
         while not self._stop.wait(self._ttl_s / 4):

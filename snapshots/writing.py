@@ -100,11 +100,15 @@ class Writing:
     def publish(self, built: Built, note: Note, *, merged: bool = True) -> Made:
         """Make the version the head of the branch. Raises RefMoved when somebody else moved the branch meanwhile."""
         source = self._source.commit.id if self._source and merged else None
-        if self.head is not None and self.head.root == built.root and source in (None, self.head.id):
+        # Made again from the same source, the same content is no new version.
+        if (
+            self.head is not None
+            and self.head.root == built.root
+            and source in (None, self.head.id, *self.head.parents)
+        ):
             return Made(self._snapshot(self.head.id), 0, 0, unchanged=True)
         for hold in self._holds:
-            if hold.gc_interfered():
-                hold.secure(self._reader, built.root)
+            hold.secure(self._reader, built.root)
         parents = [parent for parent in (self._expected, source) if parent is not None]
         commit, data = make_commit(
             dataset=self._dataset,

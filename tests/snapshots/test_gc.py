@@ -152,6 +152,51 @@ def test_a_ref_that_comes_between_mark_and_sweep_keeps_its_version(repo: Reposit
     assert is_whole(repo, repo.resolve("d@again"))
 
 
+@pytest.mark.parametrize("method", ["delete_commits", "condemned_pages", "delete_condemned"])
+@pytest.mark.parametrize("use", ["mount", "tag", "edit"])
+def test_what_is_used_in_the_middle_of_a_sweep_is_whole_or_refused(
+    repo: Repository, monkeypatch: pytest.MonkeyPatch, method: str, use: str
+) -> None:
+    """The sweep has read refs and leases already when somebody starts to use a version that nothing reached."""
+    repo.create("d", [rows("old", range(100))])
+    made = repo.create("d", [rows("a", range(200))])
+    text = f"d@{made.snapshot.commit.id.hex()}"
+    repo.delete_ref("d", "branch", "main")
+    repo.create("d", [rows("other", range(20))])
+    collector = repo.collector(grace_s=0)
+    collector.mark()
+    original: Callable[..., Any] = getattr(repo.meta, method)
+    used: list[Snapshot] = []
+
+    def meanwhile(*arguments: Any) -> Any:
+        monkeypatch.setattr(repo.meta, method, original)
+        try:
+            snapshot = open_repository_like(repo).resolve(text)
+            if use == "mount":
+                repo.hold(snapshot, purpose="mount", what="m")
+            elif use == "tag":
+                repo.tag(text, "again")
+            else:
+                repo.rollback(text, branch="again")
+            used.append(snapshot)
+        except (RefNotFound, PageCorrupt):
+            assert method != "delete_commits", "nothing was deleted yet"
+        return original(*arguments)
+
+    monkeypatch.setattr(repo.meta, method, meanwhile)
+    collector.sweep()
+    for snapshot in used:
+        assert is_whole(repo, snapshot)
+        assert repo.resolve(text).commit == snapshot.commit
+    assert used or method != "delete_commits"
+    collect(repo)
+    for snapshot in used:
+        assert is_whole(repo, snapshot)
+        if use != "mount":
+            assert repo.resolve("d@again").root == snapshot.root
+            assert next(repo.log("d@again")).id == repo.resolve("d@again").commit.id
+
+
 def test_an_import_of_condemned_pages_keeps_them(repo: Repository) -> None:
     repo.create("d", [rows("a", range(200))])
     repo.delete_ref("d", "branch", "main")

@@ -213,6 +213,15 @@ def test_select_takes_what_matches_into_a_new_version(repo: Repository) -> None:
     assert paths(repo, "cats@few") == ["000", "001", "002"]
 
 
+def test_the_same_selection_again_makes_no_new_version(repo: Repository) -> None:
+    repo.import_manifest("cats", manifest(line("a", size=1), line("b", size=2)))
+    selection = Selection(where="size < 2")
+    assert not repo.select("cats", selection, branch="few").unchanged
+    assert repo.select("cats", selection, branch="few").unchanged
+    repo.split("cats@v1", Split({"train": 0.5, "val": 0.5}))
+    assert all(made.unchanged for made in repo.split("cats@v1", Split({"train": 0.5, "val": 0.5})).values())
+
+
 def test_a_sample_is_reproducible_and_grows(repo: Repository) -> None:
     repo.import_manifest("cats", manifest(*(line(f"{i:04}") for i in range(2000))))
     small, large, other = (
