@@ -5,6 +5,9 @@ for, which is the whole of most folders: one request answers this and all other 
 a page is *large*: a name in it costs one small request (a listing of keys that start with the name), until it was asked
 FULL_LOAD_AFTER times; then it is listed whole in the background, page by page. Opening a folder lists it whole.
 
+**Large folders in use** are listed again ahead of time, so that their users do not fall back to a request for each name
+whenever the TTL has passed: from REFRESH_LOADS times the duration of a load before its end, if the TTL has room for that.
+
 **What may be believed.** An answer is as old as the moment at which its request *began*; after `metadata_ttl_s` it is
 asked again, so a change in the bucket is seen at most that much later. Names that are absent are kept likewise.
 
@@ -21,7 +24,9 @@ folder is immutable, so an overlay can be merged with it once per listing and co
 """
 
 import asyncio
+import contextlib
 import logging
+import math
 import threading
 import time
 from collections import Counter, OrderedDict
@@ -46,6 +51,7 @@ MAX_NAMES = 50_000
 MAX_BACKGROUND_LOADS = 4
 STALE_GRACE_S = 1.0
 EVICT_DOWN_TO = 0.9
+REFRESH_LOADS = 2
 IN_THREAD_ABOVE_ENTRIES = 20_000
 
 
@@ -86,6 +92,7 @@ class Namespace:
         self._stale_since_s: float | None = None
         self._stale_reason: str | None = None
         self._counts: Counter[str] = Counter()
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     # --- Any thread. ------------------------------------------------------------------------------------------
 
@@ -101,6 +108,8 @@ class Namespace:
                 return Found(None, IS_ABSENT, single.entry, max(left_s, 0.0))
         elif known is not None:
             left_s = known.until_s - now_s
+            if now_s >= known.refresh_from_s and state.refresh_asked_of is not known:
+                self._refresh_ahead(state, known)
             if left_s > 0 or self._is_excused(now_s):
                 return Found(known.listing, known.listing.find(name), None, max(left_s, 0.0))
         return None
@@ -166,6 +175,14 @@ class Namespace:
             state.holders -= 1
             self._forget_if_empty(state)
 
+    def _refresh_ahead(self, state: FolderState, known: Known) -> None:
+        """Have a large folder listed again, once, since it is used and its time is nearly over."""
+        state.refresh_asked_of = known  # and not `known` changed: only the event loop does that
+        loop = self._loop
+        if loop is not None:
+            with contextlib.suppress(RuntimeError):  # the loop was just closed: nobody will ask any more
+                loop.call_soon_threadsafe(self._load_in_background, state)
+
     # --- On the event loop. -------------------------------------------------------------------------------------
 
     async def lookup(self, state: FolderState, name: bytes) -> Found:
@@ -173,6 +190,7 @@ class Namespace:
         found = self.peek(state, name)
         if found is not None:
             return found
+        self._loop = asyncio.get_running_loop()
         try:
             if not state.is_large and await self._first_pages.join(state.prefix, lambda: self._load_if_small(state)):
                 known = state.known
@@ -187,6 +205,7 @@ class Namespace:
         known = self.fresh_listing(state)
         if known is not None:
             return known
+        self._loop = asyncio.get_running_loop()
         as_of_s = self._clock()
         try:
             listing = await self._loads.join(state.prefix, lambda: self._load(state))
@@ -210,6 +229,7 @@ class Namespace:
 
     async def close(self) -> None:
         """End all requests under way. The store is not closed."""
+        self._loop = None
         await self._loads.close()
         await self._first_pages.close()
         await self._singles.close()
@@ -224,6 +244,10 @@ class Namespace:
         return now_s < self._excused_until_s
 
     # Loading whole folders.
+
+    def _load_in_background(self, state: FolderState) -> None:
+        if self._loop is not None and len(self._loads) < MAX_BACKGROUND_LOADS:
+            self._loads.begin(state.prefix, lambda: self._load(state))
 
     async def _load(self, state: FolderState) -> FolderListing:
         as_of_s = self._clock()
@@ -267,8 +291,11 @@ class Namespace:
             self._log_skipped(state.prefix, listing)
             self._listing_bytes += listing.size_bytes - (before.listing.size_bytes if before is not None else 0)
         self._counts["listings_loaded"] += 1
-        state.known = Known(listing, as_of_s, as_of_s + self.options.metadata_ttl_s)
+        until_s = as_of_s + self.options.metadata_ttl_s
+        ahead_s = (self._clock() - as_of_s) * REFRESH_LOADS
         state.is_large = len(listing) >= PAGE_ENTRIES
+        has_room = state.is_large and 2 * ahead_s < self.options.metadata_ttl_s < math.inf
+        state.known = Known(listing, as_of_s, until_s, until_s - ahead_s if has_room else math.inf)
         state.name_requests = 0
         for name in state.names:
             self._names.pop((state.prefix, name), None)
@@ -305,8 +332,8 @@ class Namespace:
 
     async def _ask_name(self, state: FolderState, name: bytes) -> Found:
         state.name_requests += 1
-        if state.name_requests >= FULL_LOAD_AFTER and len(self._loads) < MAX_BACKGROUND_LOADS:
-            self._loads.begin(state.prefix, lambda: self._load(state))
+        if state.name_requests >= FULL_LOAD_AFTER:
+            self._load_in_background(state)
         single = await self._singles.join((state.prefix, name), lambda: self._single(state, name))
         return Found(None, IS_ABSENT, single.entry, max(single.until_s - self._clock(), 0.0))
 

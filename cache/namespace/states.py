@@ -1,17 +1,19 @@
 """What is known of one folder of a live bucket, and until when."""
 
+import math
 from typing import NamedTuple
 
 from .folder_listing import IS_FOLDER, Entry, FolderListing
 
 
 class Known(NamedTuple):
-    """A listing, the moment at which its loading *began* (what it says was true then or later), and until when it may be
-    believed without asking again."""
+    """A listing, the moment at which its loading *began* (what it says was true then or later), until when it may be
+    believed without asking again, and from when on being used makes it be loaded again ahead of that."""
 
     listing: FolderListing
     as_of_s: float
     until_s: float
+    refresh_from_s: float = math.inf
 
 
 class KnownName(NamedTuple):
@@ -44,13 +46,14 @@ class Found(NamedTuple):
 
 
 class FolderState:
-    """Mutable, changed on the event loop only. `known` is replaced as a whole, so other threads may read it.
+    """Changed on the event loop only, but for `used_s` and `refresh_asked_of`. `known` is replaced as a whole, so other
+    threads may read it.
 
     `used_s` is when it was last asked, for eviction. `is_large` says that the folder did not fit one page when it was last tried: single names are asked for then, until
     `name_requests` says that loading it all is worth it.
     """
 
-    __slots__ = ("holders", "is_large", "known", "name_requests", "names", "prefix", "used_s")
+    __slots__ = ("holders", "is_large", "known", "name_requests", "names", "prefix", "refresh_asked_of", "used_s")
 
     def __init__(self, prefix: str) -> None:
         self.prefix = prefix
@@ -60,3 +63,4 @@ class FolderState:
         self.name_requests = 0
         self.holders = 0
         self.used_s = 0.0
+        self.refresh_asked_of: Known | None = None

@@ -125,6 +125,38 @@ async def test_a_name_in_a_large_folder_costs_a_small_request_until_it_pays_to_l
     assert s.lists() == before
 
 
+async def test_a_large_folder_in_use_is_listed_again_ahead_of_time() -> None:
+    s = Setup(*(f"k{number:04d}" for number in range(1500)), page_keys=500, ttl_s=100)
+    root = s.names.hold("")
+    original = s.bucket.list_page
+
+    async def slow(*args: object, **kwargs: object) -> object:
+        s.clock.now_s += 1
+        return await original(*args, **kwargs)  # type: ignore[arg-type]
+
+    s.bucket.list_page = slow  # type: ignore[method-assign,assignment]
+    await s.names.listing(root)
+    s.bucket.objects["k0007"] = b"changed"
+    s.clock.now_s += 80
+    assert s.names.peek(root, b"k0007") is not None
+    await asyncio.sleep(0)
+    assert s.names.stats().loads_in_flight == 0
+    s.clock.now_s += 12  # 3 s of loading, 92 s since: in the last 6 of 100
+    assert s.names.peek(root, b"k0007") is not None
+    assert s.names.peek(root, b"k0008") is not None
+    await asyncio.sleep(0)
+    assert s.names.stats().loads_in_flight == 1
+    await s.names.listing(root)
+    while s.names.stats().loads_in_flight:  # noqa: ASYNC110
+        await asyncio.sleep(0)
+    s.clock.now_s += 20
+    found = s.names.peek(root, b"k0007")
+    assert found is not None
+    assert is_file(found.entry(b"k0007"), "k0007", b"changed")
+    assert s.names.stats().listings_loaded == 2
+    await s.names.close()
+
+
 async def test_single_names_tell_folders_from_files_with_longer_names() -> None:
     many = [f"k/{number}" for number in range(30)]
     s = Setup("dir-1", "dir-2", "dir-3", "dir.x", "dir/file", "file", "file-2", *many, "zz", page_keys=3)
