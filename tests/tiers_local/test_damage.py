@@ -1,5 +1,6 @@
 """Whatever happens to the files of a tier, a reader gets the right bytes or none."""
 
+import errno
 import json
 import os
 import random
@@ -14,6 +15,7 @@ from forebay.tests.tiers_local.content import content_of, version_of
 from forebay.tests.tiers_local.policies import RandomPolicy
 from forebay.tiers.local import LocalTier, TierOptions, block_slots
 from forebay.tiers.local.checksum import header_sum
+from forebay.tiers.local.files import OpenFile
 from forebay.tiers.version import CHUNK_BYTES, ObjectVersion
 
 MIB = 1024 * 1024
@@ -292,6 +294,18 @@ def test_a_file_in_place_of_the_folder(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(TierFailed, match="cannot use cache folder"):
         LocalTier.open(TierOptions("ssd", tmp_path / "file", 64 * MIB), RandomPolicy())
+
+
+def test_a_file_system_without_holes_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def punch(file: OpenFile, offset: int, size: int) -> None:
+        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP), str(file.path))
+
+    monkeypatch.setattr(OpenFile, "punch", punch)
+    options = TierOptions("ssd", tmp_path / "tier", 64 * MIB)
+    with pytest.raises(TierError, match=r"cannot punch holes; put the cache on ext4"):
+        LocalTier.open(options, RandomPolicy())
+    monkeypatch.undo()
+    LocalTier.open(options, RandomPolicy()).close()
 
 
 Wrong = Callable[[ObjectVersion], ObjectVersion]

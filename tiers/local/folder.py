@@ -14,6 +14,7 @@ Only what is ours by name is ever removed, and only where the lock file shows th
 """
 
 import contextlib
+import errno
 import fcntl
 import json
 import logging
@@ -24,6 +25,7 @@ import time
 from pathlib import Path
 
 from ...errors import TierError, TierFailed, TierInUse
+from .files import OpenFile
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +36,8 @@ FORMAT_FILE = "format"
 SLABS = "slabs"
 EXTENTS = "extents"
 BLOCKS = "blocks"
+PROBE_FILE = "probe"
+_PROBE_BYTES = 64 * 1024
 
 
 class TierFolder:
@@ -55,6 +59,7 @@ class TierFolder:
         try:
             self._lock(owner)
             self._check_format(was_tier)
+            self._check_holes()
         except OSError as error:
             self.close()
             raise _unusable(path, error) from error
@@ -106,6 +111,23 @@ class TierFolder:
             self._write_format()
         self.slabs.mkdir(exist_ok=True)
         self.extents.mkdir(exist_ok=True)
+
+    def _check_holes(self) -> None:
+        """Evicting means punching holes: refuse a file system that cannot, rather than fill it up."""
+        path = self.path / PROBE_FILE
+        try:
+            file = OpenFile(path, os.O_CREAT | os.O_TRUNC)
+            file.write_at([bytes(_PROBE_BYTES)], 0)
+            file.punch(0, _PROBE_BYTES)
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.ENOSYS):
+                raise
+            raise TierError(
+                f"the file system of cache folder {self.path} cannot punch holes",
+                remedy="put the cache on ext4, xfs, btrfs or tmpfs",
+            ) from error
+        finally:
+            path.unlink(missing_ok=True)
 
     def _read_version(self) -> int | None:
         """The format's version; None if the file is missing or says nothing."""

@@ -21,6 +21,7 @@ from pathlib import Path
 
 from ...errors import TierError, TierFailed, TierFull
 from .files import READ_ONLY
+from .folder import PROBE_FILE
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +31,6 @@ MAX_READ_ERRORS = 16
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 # Not the disk's fault: too many open files, no memory, interrupted. The operation fails, the tier stays in service.
 PASSING = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EINTR, errno.EAGAIN})
-_PROBE_NAME = "probe"
 
 
 class Health:
@@ -118,7 +118,7 @@ class Health:
 
     def try_disk(self) -> None:
         """Write, sync and read one small file, or raise OSError."""
-        path = self._folder / _PROBE_NAME
+        path = self._folder / PROBE_FILE
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         try:
             pattern = b"forebay " * 512
