@@ -22,7 +22,7 @@ from .entries import Entries, OnEvict, Victim
 from .files import OpenCache, OpenFile, Recent, remove
 from .gate import Gate
 from .health import Health
-from .index import MAX_SLAB_NUMBER, NOT_FOUND, SLAB_UNIT_BYTES, digest_of, small_location, small_parts, unique_keys
+from .index import MAX_SLAB_NUMBER, NOT_FOUND, SLAB_UNIT_BYTES, digest_of, small_location, small_parts
 from .slab_table import SlabTable
 from .space import Space
 
@@ -32,15 +32,8 @@ READ_WHOLE_BYTES = 128 * 1024
 _WRITE_SLACK_BYTES = 16 * 1024
 # A new slab's header, its first records and the folder's growth.
 _CREATE_SLACK_BYTES = 24 * 1024
-# A slab is compacted when less than this part of what it allocates lives: moving 3 bytes then gives 1 back. Lower would
-# cost less work and leave more of the tier to the dead.
-_COMPACT_BELOW = 0.75
-_COMPACT_MIN_BYTES = 512 * 1024
 # Slabs of which less than this part is allocated are emptied when there are more than twice as many as needed.
 _SPARSE_PART = 4
-# Moved between two holes (bounds the room that it takes), and by one call (bounds how long a writer is held up).
-_MOVE_GROUP_BYTES = 512 * 1024
-_MOVE_MOST_BYTES = 32 * 1024 * 1024
 _SLABS_PER_TIER = 16
 _MIN_SLAB_BYTES = 2 * 1024 * 1024
 _DEAD = struct.pack("<H", fmt.DEAD)
@@ -88,6 +81,7 @@ class Slabs:
         self._lock = threading.Lock()
         self._slabs: dict[int, Slab] = {}
         self._active: Slab | None = None
+        self._thinned: set[int] = set()  # numbers; added to and taken from by single operations, so without a lock
 
     @property
     def count(self) -> int:
@@ -101,7 +95,7 @@ class Slabs:
         while row != NOT_FOUND and not self._gate.closed:
             location = self._entries.location(row)
             number, start, _ = small_parts(location)
-            handle = self._open.get(number) or self._open_slab(number)
+            handle = self._open.get(number) or self.open(number)
             if handle is not None:
                 data = _read_frame(handle.file, start, version, offset, size)
                 if data is not None:
@@ -141,7 +135,7 @@ class Slabs:
         slab, offset, record = self._allocate(size)
         written = False
         try:
-            handle = self._open.get(slab.number) or self._open_slab(slab.number)
+            handle = self.open(slab.number)
             if handle is None:
                 raise FileNotFoundError(errno.ENOENT, "the slab is gone", str(slab.path))
             handle.file.write_at([head, data, who], offset)
@@ -156,7 +150,7 @@ class Slabs:
                 if written:
                     slab.live += 1
                     slab.live_bytes += fmt.frame_bytes(version.size, 0)
-                self._measure_locked(slab)
+                self.measure_locked(slab)
                 if slab.allocated == 0:  # deleted underneath: what is written there is seen by nobody
                     slab.end = fmt.SLAB_BYTES
         return small_location(slab.number, offset, version.size)
@@ -164,7 +158,7 @@ class Slabs:
     def forget_write(self, location: int) -> None:
         """The object of a write that nobody wants any more (somebody else was faster) is dead again."""
         number, offset, size = small_parts(location)
-        self._kill(number, {offset: size})
+        self.kill(number, {offset: size})
 
     def drop(self, row: int) -> None:
         """Take one object out. Raises OSError after its entry is out."""
@@ -181,19 +175,19 @@ class Slabs:
         try:
             if on_evict is not None:
                 for victim in removed:
-                    if (found := self._frame(victim)) is not None:
+                    if (found := self.frame(victim)) is not None:
                         on_evict(found[0], 0, found[1])
         finally:
             with contextlib.ExitStack() as stack:
                 for victim in removed:
                     stack.callback(self._entries.release, victim.row)
                 for number, frames in by_slab.items():
-                    stack.callback(self._kill, number, frames)
+                    stack.callback(self.kill, number, frames)
 
-    def _frame(self, victim: Victim) -> tuple[ObjectVersion, memoryview] | None:
+    def frame(self, victim: Victim) -> tuple[ObjectVersion, memoryview] | None:
         """The verified object of an entry, with its identity; None if it is damaged or gone."""
         number, offset, size = small_parts(victim.location)
-        handle = self._open.get(number) or self._open_slab(number)
+        handle = self.open(number)
         if handle is None:
             return None
         head = os.pread(handle.file.fd, fmt.FRAME_HEAD_BYTES, offset)
@@ -203,61 +197,45 @@ class Slabs:
         frame = os.pread(handle.file.fd, fmt.frame_bytes(size, min(identity_bytes, 0xFFFF)), offset)
         return fmt.unpack_frame(frame, victim.digest)
 
-    # --- Compaction. ---
+    # --- For compaction and recovery. ---
 
-    def compact(self) -> bool:
-        """Move what lives in the slab with the smallest living part, so that its pages can go; at most
-        `_MOVE_MOST_BYTES` at a time. False if no slab is worth it, or there is no room to move into. Raises OSError."""
-        slab = self._worst_slab()
-        if slab is None:
-            return False
-        moved_bytes = group_bytes = 0
-        group: dict[int, int] = {}
-        for victim in self._living(slab):
-            _, offset, size = small_parts(victim.location)
-            frame = self._frame(victim)
-            if frame is None:
-                if not self._entries.remove(victim.row, victim.location):
-                    continue
-                self._health.found_corrupt(f"an object in {slab.path.name}")
-                self._entries.release(victim.row)
-            else:
-                location = self._write_copy(*frame)
-                if location is None:
-                    break
-                if not self._entries.relocate(victim.row, victim.location, location):
-                    self.forget_write(location)  # somebody took it out meanwhile
-                    continue
-            group[offset] = size
-            group_bytes += size
-            if group_bytes >= _MOVE_GROUP_BYTES:
-                self._kill(slab.number, group)
-                moved_bytes += group_bytes
-                group, group_bytes = {}, 0
-                if moved_bytes >= _MOVE_MOST_BYTES:
-                    break
-        self._kill(slab.number, group)
-        return moved_bytes + group_bytes > 0
-
-    def _worst_slab(self) -> Slab | None:
-        """The slab to compact: much of what it allocates is dead, or it is one of too many that are nearly empty."""
-        too_many = len(self._slabs) > 2 * (self._space.capacity_bytes // self._slab_bytes) + _SLABS_PER_TIER
-        sparse_bytes = (self._slab_bytes - fmt.FRAMES_OFFSET) // _SPARSE_PART if too_many else 0
-        worst, worst_part = None, _COMPACT_BELOW
+    def all(self) -> list[Slab]:
+        """The slabs of this moment, oldest number first."""
         with self._lock:
-            for slab in self._slabs.values():
-                if slab is self._active or slab.writing or not slab.allocated:
-                    continue
-                part = slab.live_bytes / slab.allocated if slab.allocated > _COMPACT_MIN_BYTES else 1.0
-                if slab.allocated < sparse_bytes:
-                    part = min(part, slab.allocated / self._slab_bytes)
-                if part < worst_part:
-                    worst, worst_part = slab, part
-        return worst
+            return sorted(self._slabs.values(), key=lambda slab: slab.number)
 
-    def _living(self, slab: Slab) -> list[Victim]:
+    def adopt(self, slab: Slab) -> None:
+        """Take in a slab that was found on disk, and account for it."""
+        self._slabs[slab.number] = slab
+        self._thinned.add(slab.number)
+        self._space.settle(0, slab.allocated)
+
+    def go_on_with_the_newest(self) -> None:
+        """After a restart: append to the last slab if there is room in it, so that restarts do not leave short ones."""
+        newest = max(self._slabs.values(), key=lambda slab: slab.number, default=None)
+        if newest is not None and newest.end < self._slab_bytes and newest.records < fmt.MAX_RECORDS:
+            self._active = newest
+
+    def thinned(self) -> list[Slab]:
+        """Slabs in which something died since they were last found to be dense: all that can be worth compacting."""
+        return [slab for number in list(self._thinned) if (slab := self._slabs.get(number)) is not None]
+
+    def is_dense(self, slab: Slab) -> None:
+        """The slab need not be looked at before something dies in it again."""
+        self._thinned.discard(slab.number)
+
+    def is_active(self, slab: Slab) -> bool:
+        """Whether the slab is the one that is being filled."""
+        return slab is self._active
+
+    def sparse_bytes(self) -> int:
+        """Slabs that allocate less are too empty; 0 as long as there are not too many slabs."""
+        too_many = len(self._slabs) > 2 * (self._space.capacity_bytes // self._slab_bytes) + _SLABS_PER_TIER
+        return (self._slab_bytes - fmt.FRAMES_OFFSET) // _SPARSE_PART if too_many else 0
+
+    def living(self, slab: Slab) -> list[Victim]:
         """The entries whose bytes are in this slab, in the order of their place."""
-        handle = self._open.get(slab.number) or self._open_slab(slab.number)
+        handle = self.open(slab.number)
         if handle is None:
             return []
         records = fmt.read_records(handle.file)
@@ -271,135 +249,17 @@ class Slabs:
                 found.append(Victim(row, location, digest, 0))
         return found
 
-    def _write_copy(self, version: ObjectVersion, data: memoryview) -> int | None:
-        """Append an object that is here already; None if there is no room for two of it."""
-        need = write_need_bytes(version)
-        if not self._space.try_reserve(need, spare=True):
-            return None
-        try:
-            return self.write(version, data)
-        finally:
-            self._space.settle(need, 0)
-
-    # --- Restart. ---
-
-    def recover(self) -> None:
-        """Find the slabs and what lives in them, oldest first. Damaged slabs are removed."""
-        firsts, seconds, locations, sizes = [], [], [], []
-        for path in sorted(self._folder.glob("*.slab")):
-            slab = self._recover_slab(path)
-            if slab is None:
-                continue
-            self._slabs[slab.number] = slab
-            self._space.settle(0, slab.allocated)
-            handle = self._open.get(slab.number) or self._open_slab(slab.number)
-            if handle is None:
-                continue
-            records = fmt.read_records(handle.file)
-            whole = fmt.verify_records(records)
-            written = records["unit"] != 0
-            damaged = int((written & ~whole).sum())
-            if damaged:
-                self._health.found_corrupt(f"{damaged} records of {path.name}", damaged)
-            good = records[whole]
-            slab.records = len(records)
-            if len(good):
-                ends = good["unit"].astype(np.int64) * SLAB_UNIT_BYTES + fmt.frame_sizes(good)
-                slab.end = fmt.align(int(ends.max()))
-            living = good[good["flag"] == fmt.LIVE]
-            if not len(living):
-                self._remove_if_empty(slab)
-                continue
-            slab.live = len(living)
-            slab.live_bytes = int((fmt.frame_sizes(living) - living["identity"]).sum())
-            firsts.append(living["first"])
-            seconds.append(living["second"])
-            locations.append(
-                np.uint64(slab.number << 43)
-                | living["unit"].astype(np.uint64) << np.uint64(21)
-                | living["size"].astype(np.uint64)
-            )
-            sizes.append(living["size"].astype(np.int64))
-        if not firsts:
-            return
-        first, second = np.concatenate(firsts), np.concatenate(seconds)
-        location, size = np.concatenate(locations), np.concatenate(sizes)
-        # An object that was written twice (a crash before the first was flagged dead) is kept once.
-        kept = unique_keys(first, second)
-        if kept is not None:
-            for twin in np.setdiff1d(np.arange(len(first)), kept).tolist():
-                number, offset, length = small_parts(int(location[twin]))
-                self._kill(number, {offset: length})
-            first, second, location, size = first[kept], second[kept], location[kept], size[kept]
-        self._entries.restore(first, second, location, size)
-        newest = max(self._slabs.values(), key=lambda slab: slab.number, default=None)
-        if newest is not None and newest.end < self._slab_bytes and newest.records < fmt.MAX_RECORDS:
-            self._active = newest
-
-    def reclaim(self) -> None:
-        """Free what a failed write or eviction left behind: frames that no entry points to. Raises OSError."""
-        for slab in list(self._slabs.values()):
-            with slab.lock:
-                handle = self._open.get(slab.number) or self._open_slab(slab.number)
-                if handle is None or slab.writing:
-                    continue
-                living = {small_parts(victim.location)[1] for victim in self._living(slab)}
-                if len(living) != slab.live:
-                    continue  # one was written a moment ago and its entry is not published yet: it is no left-over
-                records = fmt.read_records(handle.file)
-                table = SlabTable(records)
-                dead: dict[int, int] = {}
-                for record, (unit, size) in enumerate(records[["unit", "size"]].tolist()):
-                    offset = unit * SLAB_UNIT_BYTES
-                    if unit and offset not in living:
-                        dead[offset] = size
-                        if table.kill(offset) is not None:
-                            self._flag_dead(handle, record)
-                try:
-                    for start, length in table.holes(dead, quiet=True):
-                        handle.file.punch(start, length)
-                finally:
-                    self._measure_locked(slab)
-            self._remove_if_empty(slab)
-
-    def validate(self) -> None:
-        """Recount what lives in each slab and what it allocates; nobody may be writing."""
-        for slab in list(self._slabs.values()):
-            low, high = slab.number << 43, (slab.number + 1) << 43
-            assert slab.writing == 0
-            assert slab.live == len(self._entries.rows_where(low, high)), (slab.number, slab.live)
-            if slab.path.exists():
-                assert slab.allocated == slab.path.stat().st_blocks * 512, slab.path
-
-    def allocated(self) -> int:
-        return sum(slab.allocated for slab in list(self._slabs.values()))
-
     def close(self) -> None:
         self._open.clear()
 
     # --- Inside. ---
 
-    def _recover_slab(self, path: Path) -> Slab | None:
-        try:
-            number = int(path.stem)
-            file = OpenFile(path)
-        except (ValueError, OSError):
-            return None
-        head = os.pread(file.fd, fmt.SLAB_HEADER_BYTES, 0)
-        if not 0 < number <= MAX_SLAB_NUMBER or not fmt.is_slab_header(head, number):
-            if head:  # an empty file was being made when we stopped
-                self._health.found_corrupt(f"the header of {path.name}")
-            remove(path)
-            return None
-        slab = Slab(number, path)
-        slab.allocated = file.allocated()
-        self._open.put(number, SlabHandle(file))
-        return slab
-
-    def _open_slab(self, number: int) -> SlabHandle | None:
-        slab = self._slabs.get(number)
+    def open(self, number: int) -> SlabHandle | None:
+        """The open file of a slab; None if there is no such slab (any more). Raises OSError."""
+        handle = self._open.get(number)
+        slab = self._slabs.get(number) if handle is None else None
         if slab is None:
-            return None
+            return handle
         try:
             handle = SlabHandle(OpenFile(slab.path))
         except FileNotFoundError:
@@ -420,7 +280,7 @@ class Slabs:
             place = self._place(slab, size)
             assert place is not None, "a frame fits into an empty slab"
         if filled is not None:
-            self._remove_if_empty(filled)
+            self.remove_if_empty(filled)
         return slab, *place
 
     def _place(self, slab: Slab, size: int) -> tuple[int, int] | None:
@@ -443,12 +303,12 @@ class Slabs:
         file = OpenFile(slab.path, os.O_CREAT | os.O_TRUNC)
         file.write_at([fmt.pack_slab_header(number)], 0)
         with slab.lock:
-            self._measure_locked(slab)
+            self.measure_locked(slab)
         self._slabs[number] = slab
         self._open.put(number, SlabHandle(file))
         return slab
 
-    def _measure_locked(self, slab: Slab) -> None:
+    def measure_locked(self, slab: Slab) -> None:
         """Take over what the file system says that the slab allocates."""
         try:
             now = slab.path.stat().st_blocks * 512
@@ -457,7 +317,7 @@ class Slabs:
         self._space.settle(0, now - slab.allocated)
         slab.allocated = now
 
-    def _kill(self, number: int, frames: dict[int, int]) -> None:
+    def kill(self, number: int, frames: dict[int, int]) -> None:
         """Flag the records of these frames (offset: size of the object) dead, give their pages back, and remove the slab
         with its last object. Each frame is killed once, by whoever took its entry out. Raises OSError."""
         slab = self._slabs.get(number)
@@ -467,33 +327,35 @@ class Slabs:
             slab.live -= len(frames)
             slab.live_bytes -= sum(fmt.frame_bytes(size, 0) for size in frames.values())
             try:
-                handle = self._open.get(number) or self._open_slab(number)
+                handle = self.open(number)
                 if handle is not None:
                     table = SlabTable(fmt.read_records(handle.file))
                     for offset in frames:
                         record = table.kill(offset)
                         if record is not None:
-                            self._flag_dead(handle, record)
+                            self.flag_dead(handle, record)
                     for start, size in table.holes(frames, quiet=slab.writing == 0):
                         handle.file.punch(start, size)
             finally:
-                self._measure_locked(slab)
-        self._remove_if_empty(slab)
+                self.measure_locked(slab)
+                self._thinned.add(number)
+        self.remove_if_empty(slab)
 
     @staticmethod
-    def _flag_dead(handle: SlabHandle, record: int) -> None:
+    def flag_dead(handle: SlabHandle, record: int) -> None:
         handle.file.write_at([_DEAD], fmt.RECORDS_OFFSET + record * fmt.RECORD_BYTES + fmt.FLAG_OFFSET)
 
-    def _remove_if_empty(self, slab: Slab) -> None:
+    def remove_if_empty(self, slab: Slab) -> None:
         with self._lock, slab.lock:
             if slab.live or slab.writing or self._slabs.get(slab.number) is not slab:
                 return
             if self._active is slab:
                 return
             del self._slabs[slab.number]
+            self._thinned.discard(slab.number)
             self._open.pop(slab.number)
             remove(slab.path)
-            self._measure_locked(slab)
+            self.measure_locked(slab)
 
 
 def _read_frame(file: OpenFile, start: int, version: ObjectVersion, offset: int, size: int) -> memoryview | None:
@@ -518,10 +380,10 @@ def _read_frame(file: OpenFile, start: int, version: ObjectVersion, offset: int,
 
 def write_need_bytes(version: ObjectVersion) -> int:
     """An upper bound of what writing this object can allocate."""
-    return version.size + sums_and_identity_bytes(version) + _WRITE_SLACK_BYTES + _CREATE_SLACK_BYTES
+    return version.size + _sums_and_identity_bytes(version) + _WRITE_SLACK_BYTES + _CREATE_SLACK_BYTES
 
 
-def sums_and_identity_bytes(version: ObjectVersion) -> int:
+def _sums_and_identity_bytes(version: ObjectVersion) -> int:
     # A character of a key takes at most 4 bytes as UTF-8.
     texts = 4 * (len(version.store) + len(version.key) + len(version.etag) + len(version.version_id or ""))
     return fmt.frame_bytes(version.size, texts + 64) - version.size

@@ -32,6 +32,8 @@ from .health import FULL, Health
 from .index import NOT_FOUND, block_parts, digest_of, is_block, small_parts
 from .options import TierOptions
 from .policy import EvictionPolicy
+from .slab_compaction import Compaction
+from .slab_recovery import SlabRecovery
 from .slabs import Slabs
 from .space import Space
 
@@ -110,6 +112,9 @@ class LocalTier:
         self._slabs = Slabs(
             folder.slabs, self._entries, self._space, self._health, self._gate, options.max_open_files // 2
         )
+
+        self._slab_recovery = SlabRecovery(folder.slabs, self._slabs, self._entries, self._health)
+        self._compaction = Compaction(self._slabs, self._entries, self._space, self._health)
 
     @classmethod
     def open(
@@ -310,7 +315,7 @@ class LocalTier:
     def validate(self) -> None:
         """Recount everything from the files; AssertionError if an account is wrong. Nobody may be writing."""
         self._entries.validate()
-        self._slabs.validate()
+        self._slab_recovery.validate()
         self._extent_recovery.validate(self._extents.count)
         assert self._space.reserved_bytes == 0
         actual = allocated_below(self._folder.slabs) + allocated_below(self._folder.extents)
@@ -365,7 +370,7 @@ class LocalTier:
                 return
             self._reclaim_at = time.monotonic() + self.options.probe_interval_s
             try:
-                self._slabs.reclaim()
+                self._slab_recovery.reclaim()
                 self._extents.count = self._extent_recovery.reclaim()
                 self._left_over = False
             except OSError as error:
@@ -443,7 +448,7 @@ class LocalTier:
         removed.clear()
         self._evicted += len(taken)
         self._slabs.free(taken, self._on_evict)
-        self._slabs.compact()
+        self._compaction.compact()
 
     def _require_inodes(self, version: ObjectVersion) -> None:
         """Make sure that files may be added for a large object, evicting others' if it must be. Raises TierFull."""
@@ -469,7 +474,7 @@ class LocalTier:
     def _recover(self) -> None:
         for path in (self._folder.path, self._folder.slabs, self._folder.extents):
             self._space.settle(0, os.stat(path).st_blocks * BLOCK_UNIT_BYTES)
-        self._slabs.recover()
+        self._slab_recovery.recover()
         self._extents.count = self._extent_recovery.recover()
         if self._space.room_bytes() < 0:
             with self._evict_lock:
