@@ -293,7 +293,7 @@ class Operations:
             covers = node.covers or node.remote is not None or node.id in state.attempt_of
             step.remove(node, recorded=node.is_recorded)
             if node.remote is not None:
-                self._doom(step, state, node.remote.key, node.remote.etag)
+                self._doom(step, state, node.remote.key, EMPTY if node.kind == Kind.DIRECTORY else node.remote.etag)
             if node.inline and node.data and not keep_inline:
                 step.drop_inline.append(node.data)
         elif isinstance(shown, Listed):

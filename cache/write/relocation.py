@@ -135,7 +135,7 @@ class Relocation:
 def _clear_prefix(state: State, folder: Node) -> bytes | None:
     """A folder's own prefix, if nothing below it waits to be deleted."""
     own = state.key_of(folder)
-    if own is None or any(key.startswith(own) for key in state.doomed):
+    if own is None or state.doomed_below[own]:
         return None
     return own
 

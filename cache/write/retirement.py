@@ -113,7 +113,7 @@ class Retirement:
             folder = state.by_id.get(parent)
             if folder is not None and folder.lower is not None:
                 key = folder.lower + name
-                if key in state.doomed or key + b"/" in state.doomed or not self.listing.agrees(key, None):
+                if key in state.doomed or state.doomed_below[key + b"/"] or not self.listing.agrees(key, None):
                     # Behind the others, so that each has its turn.
                     state.whiteouts[parent, name] = state.whiteouts.pop((parent, name))
                     continue
@@ -163,6 +163,6 @@ class Retirement:
                 return None
             above = state.by_id.get(above.parent)
         own = state.key_of(folder)
-        if own is None or any(key.startswith(own) for key in state.doomed):
+        if own is None or state.doomed_below[own]:
             return None
         return own

@@ -4,6 +4,7 @@ Pure: no I/O, no clock, no locks (`Ledger` holds the lock). Everything changes t
 derived indexes right and give back what was there before. `validate` computes them anew; tests call it often.
 """
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -26,6 +27,7 @@ class State:
         self.children: dict[int, dict[bytes, Node]] = {}
         self.by_id: dict[int, Node] = {ROOT_ID: self.root}
         self.doomed: dict[bytes, Doomed] = {}
+        self.doomed_below: Counter[bytes] = Counter()  # doomed keys below each prefix that ends in a slash
         self.attempts: dict[str, Attempt] = {}
         self.attempt_of: dict[int, str] = {}
         self.writers: dict[int, Writer] = {}
@@ -49,6 +51,8 @@ class State:
         old: Entry | None
         if isinstance(entry, Doomed):
             old = self.doomed.get(entry.key)
+            if old is None:
+                self.doomed_below.update(_prefixes(entry.key))
             self.doomed[entry.key] = entry
         elif isinstance(entry, Attempt):
             old = self.attempts.get(entry.nonce)
@@ -64,7 +68,13 @@ class State:
         if isinstance(entry, Node):
             return self._remove_node(entry.parent, entry.name)
         if isinstance(entry, Doomed):
-            return self.doomed.pop(entry.key, None)
+            found = self.doomed.pop(entry.key, None)
+            if found is not None:
+                self.doomed_below.subtract(_prefixes(entry.key))
+                for prefix in _prefixes(entry.key):
+                    if not self.doomed_below[prefix]:
+                        del self.doomed_below[prefix]
+            return found
         if isinstance(entry, Attempt):
             if self.attempt_of.get(entry.node) == entry.nonce:
                 del self.attempt_of[entry.node]
@@ -200,6 +210,12 @@ class State:
         key = self.prefix + path
         return key + b"/" if node.kind == Kind.DIRECTORY and key and not key.endswith(b"/") else key
 
+    def is_in_the_way(self, key: bytes) -> bool:
+        """Whether a doomed object makes a folder of what is to be a file under `key`, or a file of a folder above it."""
+        if self.doomed_below[key.rstrip(b"/") + b"/"] and not key.endswith(b"/"):
+            return True
+        return any(prefix[:-1] in self.doomed for prefix in _prefixes(key))
+
     def below(self, node: Node) -> Iterator[Node]:
         """All nodes below a folder node, whiteouts too, parents before children."""
         stack = [node.id]
@@ -236,5 +252,11 @@ class State:
             assert remote is not None
             assert remote.key == key
         assert set(self.attempt_of.values()) <= set(self.attempts)
+        assert self.doomed_below == Counter(prefix for key in self.doomed for prefix in _prefixes(key))
         for node in nodes:
             assert self.find(node_key(node.parent, node.name)) is node
+
+
+def _prefixes(key: bytes) -> list[bytes]:
+    """Every prefix of a key that ends in a slash; of a marker its own key too."""
+    return [key[: index + 1] for index, byte in enumerate(key) if byte == ord("/")]

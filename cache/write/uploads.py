@@ -110,7 +110,11 @@ class Uploads:
 
     async def settle(self, attempt: Attempt) -> None:
         """Find out what became of an attempt that nobody works on, and end it: applied, or never."""
-        if attempt.nonce in self.active or attempt.key in self.busy_keys:
+        if (
+            attempt.nonce in self.active
+            or attempt.key in self.busy_keys
+            or attempt.nonce not in self.ledger.state.attempts
+        ):
             return
         self.active.add(attempt.nonce)
         self.busy_keys.add(attempt.key)
@@ -165,6 +169,8 @@ class Uploads:
         key = state.key_of(node)
         if key is None or key in self.busy_keys or state.base_users.get(key, set()) - {node_id}:
             return None
+        if state.is_in_the_way(key):
+            return None  # stores that are file systems inside need the old file or folder of that name gone first
         attempt = Attempt(
             secrets.token_hex(6), node_id, node.generation, key, self.operations.now_ns(), writer=self.operations.writer
         )
@@ -210,12 +216,13 @@ class Uploads:
         published = False
         try:
             expected = await self._resolve_expected(plan)
-            info = await self._send(plan, expected, watch)
+            plan = Plan(plan.node, attempt, expected)
+            info = await self._send(plan, watch)
             published = True
             await self._finish(plan, info)
         except Disturbed:
             self.counts.disturbed += 1
-            await self.ledger.run_async(lambda step: self._drop(step, attempt, unclear=False))
+            await self._give_up(attempt)
         except ObjectChanged as error:
             await self._lost_condition(plan, error)
         except StoreUnavailable:
@@ -224,7 +231,7 @@ class Uploads:
             raise
         except (StoreError, DirtyDataMissing):
             if not published:
-                await self.ledger.run_async(lambda step: self._drop(step, attempt, unclear=False))
+                await self._give_up(attempt)
             raise
         finally:
             self.busy_keys.discard(attempt.key)
@@ -242,8 +249,8 @@ class Uploads:
             return info.etag
         return None
 
-    async def _send(self, plan: Plan, expected: str | None, watch: Watch) -> ObjectInfo:
-        node, attempt = plan.node, plan.attempt
+    async def _send(self, plan: Plan, watch: Watch) -> ObjectInfo:
+        node, attempt, expected = plan.node, plan.attempt, plan.expected
         key = os.fsdecode(attempt.key)
         metadata = metadata_of(node, attempt.tag)
         if node.kind == Kind.DIRECTORY:
@@ -266,7 +273,7 @@ class Uploads:
             async with self.budget.taken(node.size):
                 data = await self._assemble(node, 0, node.size)
                 return await self._put(plan, key, data, metadata, expected, watch)
-        return await self._send_parts(plan, key, metadata, expected, watch)
+        return await self._send_parts(plan, key, metadata, watch)
 
     async def _put(
         self, plan: Plan, key: str, data: Buffer, metadata: dict[str, str], expected: str | None, watch: Watch
@@ -279,41 +286,31 @@ class Uploads:
             return await self._verified(plan, info.etag)
         return info
 
-    async def _send_parts(
-        self, plan: Plan, key: str, metadata: dict[str, str], expected: str | None, watch: Watch
-    ) -> ObjectInfo:
+    async def _send_parts(self, plan: Plan, key: str, metadata: dict[str, str], watch: Watch) -> ObjectInfo:
         node = plan.node
         upload_id = await self.store.create_upload(key, metadata=metadata)
         attempt = msgspec.structs.replace(plan.attempt, upload_id=upload_id)
-        try:
-            await self.ledger.run_async(lambda step: step.put(attempt))
-            parts = plan_parts(node.size, Extents(node.extents), node.base_limit, self.options.part_bytes)
-            done: list[UploadedPart] = []
-            self.uploading_bytes[node.id] = 0
-            turns = asyncio.Semaphore(self.options.upload_parts)
+        await self.ledger.run_async(lambda step: step.put(attempt))
+        parts = plan_parts(node.size, Extents(node.extents), node.base_limit, self.options.part_bytes)
+        done: list[UploadedPart] = []
+        self.uploading_bytes[node.id] = 0
+        turns = asyncio.Semaphore(self.options.upload_parts)
 
-            async def send(part: Part) -> None:
-                async with turns:
-                    done.append(await self._send_part(plan, key, upload_id, part, watch))
-                    self.uploading_bytes[node.id] += part.size
+        async def send(part: Part) -> None:
+            async with turns:
+                done.append(await self._send_part(plan, key, upload_id, part, watch))
+                self.uploading_bytes[node.id] += part.size
 
-            await _all([send(part) for part in parts])
-            self._gate(plan, watch)
-            ordered = sorted(done, key=lambda part: part.number)
-        except BaseException as error:
-            if not isinstance(error, StoreUnavailable):  # else it stays for `settle`: the store does not answer now
-                await asyncio.shield(self._abort(key, upload_id))
-            raise
+        await _all([send(part) for part in parts])
+        self._gate(plan, watch)
+        ordered = sorted(done, key=lambda part: part.number)
         try:
             info = await self.store.complete_upload(
-                key, upload_id, ordered, if_match=expected, if_absent=expected is None
+                key, upload_id, ordered, if_match=plan.expected, if_absent=plan.expected is None
             )
         except ObjectNotFound as error:
             # No such upload: a reply may have been lost, and the store have acted the first time.
             raise ObjectChanged(error.message) from error
-        except ObjectChanged:
-            await self._abort(key, upload_id)
-            raise
         return await self._verified(plan, info.etag)
 
     async def _send_part(self, plan: Plan, key: str, upload_id: str, part: Part, watch: Watch) -> UploadedPart:
@@ -334,12 +331,6 @@ class Uploads:
             sent = await self.store.upload_part(key, upload_id, part.number, data)
             self.counts.sent_bytes += part.size
             return sent
-
-    async def _abort(self, key: str, upload_id: str) -> None:
-        try:
-            await self.store.abort_upload(key, upload_id)
-        except StoreError as error:
-            logger.warning("upload of %s could not be aborted, and will be later: %s", key, error)
 
     async def _assemble(self, node: Node, offset: int, size: int) -> Buffer:
         """Bytes of a node: from its data, its base, and zeros."""
@@ -421,6 +412,9 @@ class Uploads:
         state = self.ledger.state
         step.remove(state.attempts.get(attempt.nonce, attempt))
         node = state.by_id.get(attempt.node)
+        draft = self.drafts.get(attempt.node)
+        if draft is not None and draft.base is not None and draft.base.key == published.key:
+            draft.rebased[draft.base] = published  # also for a file that was deleted, and is open
         if node is None:
             self._doom(step, state, published.key, published.etag)
             return
@@ -432,7 +426,7 @@ class Uploads:
         else:
             old = node.remote
             if old is not None and old.key != published.key and state.remote_holders.get(old.key) == node.id:
-                self._doom(step, state, old.key, old.etag)
+                self._doom(step, state, old.key, EMPTY if node.kind == Kind.DIRECTORY else old.etag)
             doomed = state.doomed.get(published.key)
             if doomed is not None:
                 step.remove(doomed)
@@ -442,11 +436,18 @@ class Uploads:
                     fields["dirty_since_ns"] = 0
                 if node.kind == Kind.FILE:
                     fields["base"], fields["base_limit"] = published, published.size
-        draft = self.drafts.get(node.id)
-        if draft is not None and node.base is not None and "base" in fields:
-            draft.rebased[node.base] = published
         if fields:
             step.put(msgspec.structs.replace(node, **fields))
+
+    async def _give_up(self, attempt: Attempt) -> None:
+        """End an attempt that was certainly not published. If the store does not answer, `settle` will."""
+        await self._abort(attempt)
+        await self.ledger.run_async(lambda step: self._drop(step, attempt, unclear=False))
+
+    async def _abort(self, attempt: Attempt) -> None:
+        now = self.ledger.state.attempts.get(attempt.nonce)
+        if now is not None and now.upload_id:
+            await self.store.abort_upload(os.fsdecode(now.key), now.upload_id)
 
     def _drop(self, step: Step, attempt: Attempt, *, unclear: bool) -> None:
         """End an attempt that was not applied. If it may still be, its key is looked at once more later."""
@@ -466,6 +467,13 @@ class Uploads:
         if info is not None and plan.node.kind == Kind.DIRECTORY and info.size == 0:
             await self._finish(plan, info)  # somebody made the same folder
             return
+        if info is None and plan.expected is None:
+            await self._give_up(attempt)
+            raise StoreError(
+                f"the bucket refuses an object {os.fsdecode(attempt.key)}, though there is none",
+                remedy="some stores cannot hold a file and a folder of the same name: look for keys below it",
+            ) from error
+        await self._abort(attempt)
         self.counts.conflicts += 1
         base = plan.node.base
         if plan.node.is_base and base is not None:
@@ -480,7 +488,7 @@ class Uploads:
         """The object was changed or deleted by somebody else, and we had changed only its name or attributes: theirs counts."""
         state = self.ledger.state
         attempt = plan.attempt
-        step.remove(attempt)
+        step.remove(state.attempts.get(attempt.nonce, attempt))
         node = state.by_id.get(attempt.node)
         if node is None or node.base != plan.node.base or not node.is_base:
             return
@@ -497,7 +505,7 @@ class Uploads:
     def _conflict(self, step: Step, plan: Plan, found: ObjectInfo | None) -> None:
         state = self.ledger.state
         attempt = plan.attempt
-        step.remove(attempt)
+        step.remove(state.attempts.get(attempt.nonce, attempt))
         node = state.by_id.get(attempt.node)
         if node is None or state.key_of(node) != attempt.key:
             return

@@ -333,14 +333,13 @@ class WriteSide:
                 return b"".join(parts)
             except (ObjectChanged, ObjectNotFound) as error:
                 # Our own upload may have overwritten the base a moment ago, and not be noted yet.
+                was_uploaded = await self._upload_ended(file.node_id, found.base.key)
                 await asyncio.to_thread(file.draft.rebase)
-                if file.draft.base == found.base:
-                    if found.base.key not in self.uploads.busy_keys:
-                        raise BaseGone(
-                            f"the version {version.etag} of {version.key} is no longer in the bucket",
-                            remedy="open the file again",
-                        ) from error
-                    await self.writeback.changed()
+                if file.draft.base == found.base and not was_uploaded:
+                    raise BaseGone(
+                        f"the version {version.etag} of {version.key} is no longer in the bucket",
+                        remedy="open the file again",
+                    ) from error
 
     # --- Waiting and seeing. -----------------------------------------------------------------------------
 
@@ -407,6 +406,17 @@ class WriteSide:
             )  # fmt: skip
 
     # --- Inside. -----------------------------------------------------------------------------------------
+
+    async def _upload_ended(self, node_id: int, key: bytes) -> bool:
+        """Whether there was an upload under way that may have overwritten a base; returns when it may have ended."""
+        attempt = self.state.attempts.get(self.state.attempt_of.get(node_id, ""))
+        if attempt is not None and attempt.nonce not in self.uploads.active:
+            await self.uploads.settle(attempt)  # its answer was lost: find out now
+            return True
+        if attempt is not None or key in self.uploads.busy_keys:
+            await self.writeback.changed()
+            return True
+        return False
 
     def _wake(self) -> None:
         self.writeback.wake()

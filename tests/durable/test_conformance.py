@@ -10,13 +10,22 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from forebay.errors import DirtyDataMissing
+from forebay.tests.support.ceph import CephCluster
 from forebay.tiers.durable import DurableTier, FolderTier
+from forebay.tiers.durable.rados import RadosTier
 
 
-@pytest.fixture(params=["folder"])
+@pytest.fixture(params=["folder", "rados"])
 def tier(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[DurableTier]:
-    made: DurableTier = FolderTier.at(tmp_path / "tier", free_space_ratio=0.0)
+    made: DurableTier
+    if request.param == "folder":
+        made = FolderTier.at(tmp_path / "tier", free_space_ratio=0.0)
+    else:
+        ceph: CephCluster = request.getfixturevalue("ceph")
+        made = RadosTier(request.getfixturevalue("shared_pool"), conf=ceph.conf, keyring=ceph.keyring, timeout_s=60)
     yield made
+    for name in list(made.names()):
+        made.delete(name)
     made.close()
 
 
@@ -118,7 +127,7 @@ STEP = st.one_of(
 _unique = iter(range(1_000_000))
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(steps=st.lists(STEP, max_size=8), seed=st.integers(0, 1000))
 def test_random_writes_and_truncations_match_a_bytearray(
     tier: DurableTier, steps: list[tuple[str, int, int]], seed: int
