@@ -108,7 +108,7 @@ class ExtentFiles:
     """The folder of extent files: opens, makes and removes them, and keeps a bounded number open."""
 
     def __init__(self, folder: Path, space: Space, max_open: int) -> None:
-        self._folder = folder
+        self.folder = folder
         self._space = space
         self._open: OpenCache[bytes, Extent] = OpenCache(max_open)
         self._locks = [threading.Lock() for _ in range(256)]
@@ -168,7 +168,7 @@ class ExtentFiles:
 
     def digests(self) -> Iterator[bytes]:
         """The digests of all files in the folder, maps or data, by looking at the names."""
-        for sub in sorted(self._folder.iterdir()):
+        for sub in sorted(self.folder.iterdir()):
             stems = {name.partition(".")[0] for name in os.listdir(sub)} if sub.is_dir() else set()
             for stem in sorted(stems):
                 try:
@@ -189,14 +189,14 @@ class ExtentFiles:
 
     def folders_allocated(self) -> int:
         """Bytes that the folders of the files (not the files) allocate."""
-        return sum(_allocated(sub) for sub in self._folder.iterdir() if sub.is_dir())
+        return sum(_allocated(sub) for sub in self.folder.iterdir() if sub.is_dir())
 
     def close(self) -> None:
         self._open.clear()
 
     def _paths(self, digest: bytes) -> tuple[Path, Path]:
         name = digest.hex()
-        folder = self._folder / name[:2]
+        folder = self.folder / name[:2]
         return folder / f"{name[2:]}.data", folder / f"{name[2:]}.map"
 
 

@@ -20,6 +20,7 @@ from ..understore import Buffer
 from ..version import BLOCK_BYTES, CHUNK_BYTES, ObjectVersion, blocks_of_range, split_by_block
 from .block_slots import SETTLED, UNSETTLED, BlockSlots
 from .checksum import chunk_sums, pack_sums
+from .direct import DirectWrites
 from .entries import Entries, OnEvict, Victim
 from .extent_files import BLOCK_CHUNKS, ENTRY_BYTES, MAP_PAGE_BYTES, Extent, ExtentFiles, chunks_in_block
 from .files import OpenFile
@@ -55,6 +56,7 @@ class Extents:
         self._space = space
         self._health = health
         self._gate = gate
+        self._direct = DirectWrites(files.folder)
         self.count = 0
 
     # --- Reading: no lock, few operations. ---
@@ -203,7 +205,9 @@ class Extents:
         data_before, map_before = extent.data.allocated(), extent.map.allocated()
         data_after = data_before
         try:
-            extent.data.write_at([piece], first * CHUNK_BYTES)
+            written = self._direct.write(extent.data, piece, first * CHUNK_BYTES)
+            if written < len(piece):
+                extent.data.write_at([piece[written:]], first * CHUNK_BYTES + written)
             extent.set_sums(first, pack_sums(chunk_sums(extent.seed, first, piece)))
         finally:
             data_after = extent.data.allocated()
