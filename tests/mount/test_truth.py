@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import threading
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
@@ -170,6 +171,16 @@ def test_busy_mount_is_not_unmounted_by_accident(forebay: CommandLine, bucket: B
         assert not os.path.ismount(where)
         assert file.read() == b"data"
     wait_until(lambda: not forebay.pids(), "the process to end after the last user")
+
+
+def test_force_ends_a_process_that_hangs(forebay: CommandLine, bucket: Bucket) -> None:
+    where = forebay.mount(bucket.url)
+    pid = forebay.status(where)["pid"]
+    os.kill(pid, signal.SIGSTOP)
+    forebay.ok("umount", where, "--force")
+    assert not os.path.ismount(where)
+    assert not process_is_alive(pid)
+    forebay.ok("mount", bucket.url, where)
 
 
 def test_info_and_attributes(forebay: CommandLine, bucket: Bucket) -> None:
