@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from forebay.tests.mount.conftest import Bucket, content, read_tree
-from forebay.tests.support.command_line import CommandLine, wait_until
+from forebay.tests.support.command_line import CommandLine, process_is_alive, wait_until
 from forebay.tests.support.fault_proxy import Fault
 
 MIB = 1024 * 1024
@@ -207,5 +207,6 @@ def test_killed_at_random_moments(forebay: CommandLine, bucket: Bucket) -> None:
         time.sleep(0.05 * attempt)  # a random moment is what is wanted here, nothing is awaited
         os.kill(pid, signal.SIGKILL)
         reader.wait(timeout=60)
+        wait_until(lambda pid=pid: not process_is_alive(pid), "the end of the process")  # type: ignore[misc]
     forebay.ok("mount", bucket.url, where)
     assert read_tree(where) == bucket.truth
