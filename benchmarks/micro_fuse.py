@@ -23,7 +23,7 @@ from typing import Any
 from forebay.fuse_mount.mount_table import mounted_at
 from forebay.fuse_mount.mountpoint import detach
 from forebay.fuse_mount.options import MountOptions
-from forebay.fuse_mount.session import mount, termination_signals
+from forebay.fuse_mount.session import mount
 from forebay.fuse_mount.view import ROOT_INO, Absent, DirEntry, Kind, Node
 from forebay.tiers.understore import Buffer
 from forebay.tiers.version import ObjectVersion
@@ -118,13 +118,11 @@ class FolderCache:
 
 
 async def serve(folder: Path, mountpoint: Path, options: MountOptions) -> None:
-    view, cache = FolderView(folder), FolderCache()
-    async with (
-        termination_signals() as asked,
-        await mount(view, cache, mountpoint, source="bench", options=options) as mounted,
-    ):
+    asked = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, asked.set)
+    async with await mount(FolderView(folder), FolderCache(), mountpoint, source="bench", options=options):
         print("ready", flush=True)
-        await mounted.serve(asked)
+        await asked.wait()
 
 
 def cpu_s(pid: int) -> float:

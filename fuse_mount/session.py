@@ -1,8 +1,7 @@
 """A mount from beginning to end: mountpoint, transport, read-ahead; unmounted cleanly, lazily or by force.
 
-    async with termination_signals() as asked:      # first: a signal that comes while mounting must not leave a dead mount
-        async with await mount(view, cache, "/mnt/data", source="s3://bucket", options=MountOptions()) as mounted:
-            await mounted.serve(asked)              # until unmounted, or SIGTERM / SIGINT
+    async with await mount(view, cache, "/mnt/data", source="s3://bucket", options=MountOptions()) as mounted:
+        await mounted.wait_unmounted()
 
 Leaving unmounts. A busy mount is detached first: its name goes at once, and it is served on until the last file is closed
 or the grace time is over; then it is aborted, and whoever still reads gets an error instead of a wait.
@@ -13,9 +12,8 @@ import contextlib
 import errno
 import logging
 import os
-import signal
 import sys
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
@@ -66,7 +64,7 @@ class Mount:
         self._boundary = boundary
         # Things that make the mount slower or different than it could be.
         self.notes: list[str] = []
-        self._closed = False
+        self._leaving: asyncio.Future[None] | None = None
 
     @property
     def transport(self) -> str:
@@ -90,29 +88,16 @@ class Mount:
         """Return when the mount is gone, whoever removed it."""
         await asyncio.shield(self._transport.ended)
 
-    async def serve(self, asked: asyncio.Queue[signal.Signals], *, grace_s: float = GRACE_S) -> None:
-        """Serve until unmounted from outside, or until a signal (`termination_signals`): then unmount. A second signal ends
-        the grace time."""
-        ended = asyncio.ensure_future(self.wait_unmounted())
-        first = asyncio.ensure_future(asked.get())
-        await asyncio.wait({ended, first}, return_when=asyncio.FIRST_COMPLETED)
-        if not ended.done():
-            log.info("%s: asked to end by %s", self.mountpoint, first.result().name)
-            leaving = asyncio.ensure_future(self.unmount(grace_s=grace_s))
-            second = asyncio.ensure_future(asked.get())
-            await asyncio.wait({leaving, second}, return_when=asyncio.FIRST_COMPLETED)
-            if not leaving.done():
-                await self.abort()
-            second.cancel()
-            await leaving
-        first.cancel()
-        await asyncio.gather(ended, return_exceptions=True)
-
     async def unmount(self, *, grace_s: float = GRACE_S) -> None:
-        """Unmount and close. A busy mount is detached and served on for at most `grace_s`, then aborted. May be called twice."""
-        if self._closed:
-            return
-        self._closed = True
+        """Unmount and close. A busy mount is detached and served on for at most `grace_s`, then aborted.
+
+        Whoever calls it again waits for the same end. It goes on when a caller is cancelled.
+        """
+        if self._leaving is None:
+            self._leaving = asyncio.ensure_future(self._unmount(grace_s))
+        await asyncio.shield(self._leaving)
+
+    async def _unmount(self, grace_s: float) -> None:
         ended = self._transport.ended
         # Also when serving has ended: if it broke off, the mount is still in the table, and dead.
         busy = await self._detach()
@@ -230,22 +215,3 @@ async def _serve_with(
         mounted.notes.append(refused)
     log.info("%s is mounted on %s (%s)", source, path, transport.name)
     return mounted
-
-
-@contextlib.asynccontextmanager
-async def termination_signals() -> AsyncIterator[asyncio.Queue[signal.Signals]]:
-    """SIGTERM and SIGINT as a queue, while inside. On the main thread's event loop only."""
-    loop = asyncio.get_running_loop()
-    asked: asyncio.Queue[signal.Signals] = asyncio.Queue(maxsize=8)
-
-    def note(which: signal.Signals) -> None:
-        if not asked.full():
-            asked.put_nowait(which)
-
-    for which in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(which, note, which)
-    try:
-        yield asked
-    finally:
-        for which in (signal.SIGTERM, signal.SIGINT):
-            loop.remove_signal_handler(which)

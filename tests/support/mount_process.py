@@ -5,15 +5,16 @@ Serves `file` (4 MiB of one pseudo-random stream), and `hanging`, whose reads ne
 
 import asyncio
 import random
+import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Awaitable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
 from forebay.fuse_mount.options import MountOptions
-from forebay.fuse_mount.session import mount, termination_signals
+from forebay.fuse_mount.session import mount
 from forebay.tests.support.static_view import MemoryCache, StaticView
 from forebay.tiers.understore import Buffer
 from forebay.tiers.version import ObjectVersion
@@ -35,13 +36,24 @@ class _HangingCache(MemoryCache):
 async def _serve(mountpoint: str, transport: str, grace_s: float) -> None:
     view = StaticView({b"file": CONTENT, b"hanging": bytes(1000), b"folder/name": b"1"})
     options = MountOptions(transport=cast(Any, transport))
-    cache = _HangingCache(view)
-    async with (
-        termination_signals() as asked,
-        await mount(view, cache, mountpoint, source="test://process", options=options) as mounted,
-    ):
-        print("ready", flush=True)
-        await mounted.serve(asked, grace_s=grace_s)
+    asked: asyncio.Queue[None] = asyncio.Queue()
+    for which in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(which, asked.put_nowait, None)
+    mounted = await mount(view, _HangingCache(view), mountpoint, source="test://process", options=options)
+    print("ready", flush=True)
+    await _first(mounted.wait_unmounted(), asked.get())
+    if not await _first(leaving := asyncio.ensure_future(mounted.unmount(grace_s=grace_s)), asked.get()):
+        await mounted.abort()
+        await leaving
+
+
+async def _first(one: Awaitable[None], other: Awaitable[None]) -> bool:
+    """Wait for either; whether it was the first. The second is given up then."""
+    first, second = asyncio.ensure_future(one), asyncio.ensure_future(other)
+    await asyncio.wait({first, second}, return_when=asyncio.FIRST_COMPLETED)
+    if first.done():
+        second.cancel()
+    return first.done()
 
 
 @contextmanager
