@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 DEVICE = "/dev/fuse"
 _HELPER = "fusermount3"
 _HELPER_TIMEOUT_S = 20.0
-_PROBE_TIMEOUT_S = 5.0
+_PROBE_TIMEOUT_S = 10.0
 _MAX_READ_BYTES = 1024 * 1024
 
 # <sys/mount.h>
