@@ -10,41 +10,30 @@ evict first, in the thread that writes; there is no thread of the tier's own.
 
 import contextlib
 import os
-import threading
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from ...errors import TierError, TierFailed, TierFull
+from ...errors import TierFailed, TierFull
 from ..understore import Buffer
 from ..version import CHUNK_BYTES, ObjectVersion
 from . import extents as large
 from . import slabs as small
 from .block_slots import BlockSlots
-from .entries import Entries, OnEvict, Victim
+from .entries import Entries, OnEvict
 from .extent_files import BLOCK_CHUNKS, ExtentFiles
 from .extent_recovery import ExtentRecovery
 from .extents import Extents
 from .files import BLOCK_UNIT_BYTES, OpenFile
 from .folder import TierFolder
 from .gate import Gate
-from .health import FULL, Health
+from .health import Health
 from .index import NOT_FOUND, block_parts, digest_of, is_block, small_parts
 from .options import TierOptions
 from .policy import EvictionPolicy
-from .slab_compaction import Compaction
+from .room import Room
 from .slab_recovery import SlabRecovery
 from .slabs import Slabs
 from .space import Space
-
-# Small objects are evicted in groups, so that the table of a slab is read once for many of them.
-_EVICT_GROUP = 256
-# How often a writer makes room that another one takes before it gives up.
-_MOST_ROUNDS = 16
-# Entries that one writer evicts to have a file removed.
-_MOST_FOR_INODES = 1024
-# Large objects whose files it removes then.
-_FILES_FOR_INODES = 4
 
 
 def never_pinned(digest: bytes) -> bool:
@@ -93,14 +82,8 @@ class LocalTier:
     ) -> None:
         """Use `open`."""
         self.options = options
-        self._on_evict = on_evict
         self._folder = folder
         self._gate = Gate()
-        self._evict_lock = threading.Lock()
-        self._left_over = False  # whether something failed in the middle, and may have left bytes behind
-        self._reclaim_at = 0.0
-        self._evicted = 0
-        self._evicted_bytes = 0
         self._health = Health(options.name, options.folder, options.probe_interval_s)
         self._space = Space(options.folder, options.capacity_bytes, options.free_space_ratio)
         self._entries = Entries(policy, pinned)
@@ -114,7 +97,10 @@ class LocalTier:
         )
 
         self._slab_recovery = SlabRecovery(folder.slabs, self._slabs, self._entries, self._health)
-        self._compaction = Compaction(self._slabs, self._entries, self._space, self._health)
+        self._room = Room(
+            options, self._entries, self._space, self._health, self._slabs, self._extents,
+            self._slab_recovery, self._extent_recovery, on_evict,
+        )  # fmt: skip
 
     @classmethod
     def open(
@@ -252,7 +238,7 @@ class LocalTier:
                 elif (row := self._entries.find(version.digest)) != NOT_FOUND:
                     self._slabs.drop(row)
             except OSError as error:
-                self._disk_failed(error)
+                self._room.disk_failed(error)
             return held
 
     def close(self) -> None:
@@ -290,8 +276,8 @@ class LocalTier:
             used_bytes=self._space.used_bytes,
             entries=len(self._entries),
             files=2 * self._extents.count + self._slabs.count,
-            evicted=self._evicted,
-            evicted_bytes=self._evicted_bytes,
+            evicted=self._room.evicted,
+            evicted_bytes=self._room.evicted_bytes,
             corrupt=self._health.corrupt,
             failures=self._health.failures,
             readable=self._health.readable,
@@ -338,43 +324,22 @@ class LocalTier:
 
     def _write(self, version: ObjectVersion, offset: int, view: memoryview) -> None:
         self._health.check_writable()
-        if self._left_over and time.monotonic() >= self._reclaim_at:
-            self._reclaim()
+        self._room.reclaim()
         small_object = version.is_small
         if small_object and self._entries.find(version.digest) != NOT_FOUND:
             return
         need = small.write_need_bytes(version) if small_object else large.write_need_bytes(version, len(view))
-        self._reserve(need)
+        self._room.reserve(need)
         try:
             if small_object:
                 self._write_small(version, view)
             else:
-                self._require_inodes(version)
+                self._room.require_inodes(version)
                 self._extents.write(version, offset, view)
         except OSError as error:
-            raise self._disk_failed(error) from error
+            raise self._room.disk_failed(error) from error
         finally:
             self._space.settle(need, 0)
-
-    def _disk_failed(self, error: OSError) -> TierError:
-        """Take note of a failed write or eviction; what to raise to a writer."""
-        if error.errno in FULL:
-            self._space.disk_is_full()
-        self._left_over = True
-        return self._health.write_failed(error)
-
-    def _reclaim(self) -> None:
-        """Free the bytes that failed writes and evictions left behind; not more often than a failing disk is probed."""
-        with self._evict_lock:
-            if not self._left_over:
-                return
-            self._reclaim_at = time.monotonic() + self.options.probe_interval_s
-            try:
-                self._slab_recovery.reclaim()
-                self._extents.count = self._extent_recovery.reclaim()
-                self._left_over = False
-            except OSError as error:
-                self._health.write_failed(error)
 
     def _write_small(self, version: ObjectVersion, view: memoryview) -> None:
         row = self._entries.begin(version.digest, 0, len(view))
@@ -389,96 +354,12 @@ class LocalTier:
             self._entries.abandon(row)
             self._slabs.forget_write(location)
 
-    def _reserve(self, need: int) -> None:
-        """Reserve room for a write, evicting if there is none. Raises TierFull."""
-        if self._space.try_reserve(need):
-            return
-        batch = int(self.options.capacity_bytes * (1 - self.options.low_watermark))
-        with self._evict_lock:
-            # Others may take what was made room for, as long as there is any: so more than once.
-            for _ in range(_MOST_ROUNDS):
-                if self._space.try_reserve(need):
-                    return
-                evicted = self._evicted
-                self._evict(need + min(batch, self.options.batch_bytes))
-                if self._evicted == evicted:
-                    break
-            if self._space.try_reserve(need):
-                return
-        raise TierFull(
-            f"no room in the {self.options.name} tier at {self.options.folder}: {self._space.describe()}",
-            remedy="give it more capacity, or unpin data",
-        )
-
-    def _evict(self, room_bytes: int) -> None:
-        """Evict until that much could be reserved, or nothing can be evicted any more. Failures of the disk are noted."""
-        before = self._space.used_bytes
-        group: list[Victim] = []
-        try:
-            try:
-                self._evict_until(room_bytes, group)
-            finally:
-                self._free_small(group)
-        except OSError as error:
-            self._disk_failed(error)
-        self._evicted_bytes += max(before - self._space.used_bytes, 0)
-
-    def _evict_until(self, room_bytes: int, group: list[Victim]) -> None:
-        """Take victims out. Small ones are collected in `group`, entries out and bytes not yet freed, and freed together;
-        those still in it at the end, or after an OSError, are left to the caller."""
-        promised = 0
-        while self._space.room_bytes() + promised < room_bytes:
-            victim = self._entries.next_victim()
-            if victim is None:
-                return
-            if is_block(victim.location):
-                self._evicted += self._extents.evict(victim, self._on_evict)
-                continue
-            if not self._entries.remove(victim.row, victim.location):
-                continue
-            group.append(victim)
-            promised += small_parts(victim.location)[2]
-            if len(group) == _EVICT_GROUP or self._space.room_bytes() + promised >= room_bytes:
-                self._free_small(group)
-                promised = 0
-
-    def _free_small(self, removed: list[Victim]) -> None:
-        """Free the bytes of small victims and empty the list. Raises OSError after all of them were tried."""
-        taken = removed.copy()
-        removed.clear()
-        self._evicted += len(taken)
-        self._slabs.free(taken, self._on_evict)
-        self._compaction.compact()
-
-    def _require_inodes(self, version: ObjectVersion) -> None:
-        """Make sure that files may be added for a large object, evicting others' if it must be. Raises TierFull."""
-        if self._extents.has_rows(version) or self._space.try_inodes():
-            return
-        with self._evict_lock:
-            files = self._extents.count
-            for _ in range(_MOST_FOR_INODES):
-                victim = self._entries.next_victim()
-                if victim is None or self._extents.count <= files - _FILES_FOR_INODES:
-                    break
-                if is_block(victim.location):
-                    self._evicted += self._extents.evict(victim, self._on_evict)
-                elif self._entries.remove(victim.row, victim.location):
-                    self._free_small([victim])
-            self._space.refresh()
-        if not self._space.try_inodes():
-            raise TierFull(
-                f"too few inodes are free on the disk of the {self.options.name} tier at {self.options.folder}",
-                remedy="remove files from that disk, or lower the free-space ratio",
-            )
-
     def _recover(self) -> None:
         for path in (self._folder.path, self._folder.slabs, self._folder.extents):
             self._space.settle(0, os.stat(path).st_blocks * BLOCK_UNIT_BYTES)
         self._slab_recovery.recover()
         self._extents.count = self._extent_recovery.recover()
-        if self._space.room_bytes() < 0:
-            with self._evict_lock:
-                self._evict(0)
+        self._room.shrink()
 
 
 def _check_range(version: ObjectVersion, offset: int, size: int) -> None:
