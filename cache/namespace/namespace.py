@@ -297,6 +297,7 @@ class Namespace:
         has_room = state.is_large and 2 * ahead_s < self.options.metadata_ttl_s < math.inf
         state.known = Known(listing, as_of_s, until_s, until_s - ahead_s if has_room else math.inf)
         state.name_requests = 0
+        state.refresh_asked_of = None
         for name in state.names:
             self._names.pop((state.prefix, name), None)
         state.names.clear()
@@ -323,7 +324,7 @@ class Namespace:
             if state.known is None or state is newest:
                 continue
             self._listing_bytes -= state.known.listing.size_bytes
-            state.known = None
+            state.known = state.refresh_asked_of = None
             self._counts["evicted"] += 1
             with self._registry_lock:
                 self._forget_if_empty(state)

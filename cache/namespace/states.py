@@ -49,8 +49,8 @@ class FolderState:
     """Changed on the event loop only, but for `used_s` and `refresh_asked_of`. `known` is replaced as a whole, so other
     threads may read it.
 
-    `used_s` is when it was last asked, for eviction. `is_large` says that the folder did not fit one page when it was last tried: single names are asked for then, until
-    `name_requests` says that loading it all is worth it.
+    `used_s` is when it was last asked, for eviction. `is_large` says that the folder did not fit one page when it was last
+    tried: single names are asked for then, until `name_requests` says that loading it all is worth it.
     """
 
     __slots__ = ("holders", "is_large", "known", "name_requests", "names", "prefix", "refresh_asked_of", "used_s")

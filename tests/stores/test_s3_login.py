@@ -2,12 +2,16 @@
 
 import hashlib
 import os
+import shutil
+import ssl
+import subprocess
 from pathlib import Path
 
 import pytest
 
-from forebay.errors import StoreDenied, UsageError
+from forebay.errors import StoreDenied, StoreUnavailable, UsageError
 from forebay.tests.support.plain_s3 import ACCESS_KEY, SECRET_KEY, plain_s3
+from forebay.tests.support.servers import unavailable
 from forebay.tiers.stores import StoreOptions, open_store
 from forebay.tiers.stores.s3.login import Credentials, Login, Place
 from forebay.tiers.version import ObjectVersion
@@ -124,3 +128,54 @@ async def test_a_bucket_in_another_region_is_found_where_it_is(monkeypatch: pyte
         finally:
             await store.close()
         assert server.bad_signatures == []
+
+
+def own_certificate(folder: Path) -> Path:
+    """A certificate for localhost signed by nobody but itself, and its key, in one file."""
+    openssl = shutil.which("openssl")
+    if openssl is None:
+        unavailable("openssl is not installed")
+    both, key = folder / "both.pem", folder / "key.pem"
+    subprocess.run(
+        [openssl, "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost",
+         "-addext", "subjectAltName=DNS:localhost", "-addext", "basicConstraints=critical,CA:FALSE", "-keyout", str(key), "-out", str(both)],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    return both
+
+
+async def test_certificates_are_checked_and_a_bundle_is_believed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    certificate = own_certificate(tmp_path)
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.load_cert_chain(certificate, tmp_path / "key.pem")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", ACCESS_KEY)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET_KEY)
+    async with plain_s3({"k": b"content"}, tls=tls) as server:
+        options = StoreOptions(endpoint_url=server.url, timeout_s=2)
+        version = ObjectVersion("s3://bucket", "k", hashlib.md5(b"content").hexdigest(), 7)
+        store, _ = open_store("s3://bucket", options)
+        with pytest.raises(StoreUnavailable, match="AWS_CA_BUNDLE"):
+            await store.check()
+        with pytest.raises(StoreUnavailable):
+            await store.get_range(version, 0, 7)
+        await store.close()
+        monkeypatch.setenv("AWS_CA_BUNDLE", str(certificate))
+        store, _ = open_store("s3://bucket", StoreOptions(endpoint_url=server.url, timeout_s=30))
+        await store.check()
+        assert bytes(await store.get_range(version, 0, 7)) == b"content"
+        await store.close()
+
+
+def test_a_bundle_that_is_not_there_is_said_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_CA_BUNDLE", "/no/such.pem")
+    with pytest.raises(UsageError, match="AWS_CA_BUNDLE"):
+        login()
+
+
+async def test_nobody_listening_is_said_in_plain_words() -> None:
+    store, _ = open_store("s3://bucket", StoreOptions(endpoint_url="http://127.0.0.1:1", anonymous=True, timeout_s=0.5))
+    with pytest.raises(StoreUnavailable, match=r"Connection refused; check that a server listens at 127.0.0.1:1"):
+        await store.check()
+    await store.close()

@@ -10,6 +10,7 @@ each signed request with what botocore makes of it, so it is also the test of ou
 import contextlib
 import hashlib
 import html
+import ssl
 import urllib.parse
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
@@ -115,16 +116,16 @@ class PlainS3:
 
 
 @contextlib.asynccontextmanager
-async def plain_s3(objects: Mapping[str, bytes]) -> AsyncIterator[PlainS3]:
-    """The server on a free port, in the event loop of the test."""
+async def plain_s3(objects: Mapping[str, bytes], *, tls: ssl.SSLContext | None = None) -> AsyncIterator[PlainS3]:
+    """The server on a free port, in the event loop of the test; with `tls` by https at `localhost`."""
     server = PlainS3("", dict(objects))
     runner = web.ServerRunner(web.Server(server.handle))  # type: ignore[arg-type]
     await runner.setup()
     try:
-        site = web.TCPSite(runner, "127.0.0.1", 0)
+        site = web.TCPSite(runner, "127.0.0.1", 0, ssl_context=tls)
         await site.start()
         host, port = runner.addresses[0][:2]
-        server.url = f"http://{host}:{port}"
+        server.url = f"http://{host}:{port}" if tls is None else f"https://localhost:{port}"
         yield server
     finally:
         await runner.cleanup()

@@ -67,6 +67,10 @@ class Login:
             options.region or os.environ.get("AWS_REGION") or self._session.get_config_variable("region") or None
         )
         self.region: str = configured or DEFAULT_REGION
+        bundle = self._session.get_config_variable("ca_bundle")
+        if bundle is not None and not os.path.isfile(bundle):
+            raise UsageError(f"no such file: {bundle!r}, the bundle of certificates", remedy="correct AWS_CA_BUNDLE")
+        self.ca_bundle: str | None = bundle
         # A configured region may be that of other buckets: Amazon says where this one is (see `Wire`).
         self.region_is_known = options.region is not None or endpoint is not None
 

@@ -8,13 +8,15 @@ asked for. An answer that does not fit is confirmed by a HEAD: if the object rea
 ObjectChanged; if not, the answer was wrong, and it is asked again. The same holds for "not found".
 """
 
+import asyncio
 import contextlib
 import hashlib
 import logging
 import re
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import obstore
 from obstore.exceptions import BaseError, PermissionDeniedError, PreconditionError, UnauthenticatedError
@@ -34,12 +36,16 @@ from .multipart import S3Multipart, head_now, result_of
 from .replies import text_of
 from .wire import CONNECT_TIMEOUT_S, STALL_TIMEOUT_S, Wire
 
+if TYPE_CHECKING:
+    from obstore.store import ClientConfig
+
 logger = logging.getLogger(__name__)
 
 MAX_COPY_BYTES = 5 * 1024 * 1024 * 1024
 # obstore asks for credentials again so long before they expire; ours are valid for ten minutes or more when given.
 OBSTORE_MARGIN_S = 300
 COPY_PART_BYTES = 1024 * 1024 * 1024
+_SYSTEM_MESSAGE = re.compile(r'kind: \w+,\s+message: "([^"]*)"')
 _PLAIN_KEY = re.compile(r"(?!/)(?!.*//)(?!(?:.*/)?\.{1,2}(?:/|$))[^\x00-\x1f\x7f\ud800-\udfff]*(?<!/)", re.DOTALL)
 
 
@@ -284,16 +290,16 @@ class S3Store(S3Multipart):
         }
         if not self._login.anonymous:
             options["credential_provider"] = self._provide
+        client_options: ClientConfig = {
+            "allow_http": place.scheme == "http",
+            "connect_timeout": timedelta(seconds=CONNECT_TIMEOUT_S),
+            "read_timeout": timedelta(seconds=STALL_TIMEOUT_S),
+            "timeout": timedelta(seconds=self._options.timeout_s),
+        }
+        if self._login.ca_bundle is not None:
+            client_options["root_certificate"] = await asyncio.to_thread(Path(self._login.ca_bundle).read_bytes)
         self._data = ObstoreS3(
-            self._login.bucket,
-            client_options={
-                "allow_http": place.scheme == "http",
-                "connect_timeout": timedelta(seconds=CONNECT_TIMEOUT_S),
-                "read_timeout": timedelta(seconds=STALL_TIMEOUT_S),
-                "timeout": timedelta(seconds=self._options.timeout_s),
-            },
-            retry_config={"max_retries": 0},
-            **options,
+            self._login.bucket, client_options=client_options, retry_config={"max_retries": 0}, **options
         )
         return self._data
 
@@ -342,5 +348,8 @@ class S3Store(S3Multipart):
 
 
 def _reason(error: BaseException) -> str:
-    """The cause at the end of obstore's message, cut; it has no credentials (they travel in headers)."""
-    return str(error).split("\n", 1)[0].rpartition(" - ")[2][:200]
+    """The cause, for people: the system's words where obstore's text quotes them, else the end of its first line. There
+    are no credentials in either (they travel in headers)."""
+    text = str(error)
+    quoted = _SYSTEM_MESSAGE.search(text)
+    return quoted[1] if quoted is not None else text.split("\n", 1)[0].rpartition(" - ")[2][:200]

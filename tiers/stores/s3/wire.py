@@ -8,6 +8,8 @@ followed and nothing is retried here.
 import asyncio
 import base64
 import hashlib
+import os
+import ssl
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -103,12 +105,12 @@ class Wire:
         except TimeoutError as error:
             raise StoreUnavailable("no answer in time") from error
         except (aiohttp.ClientError, OSError) as error:
-            raise StoreUnavailable(_reason(error)) from error
+            raise _unreachable(error) from error
 
     def _open(self) -> aiohttp.ClientSession:
         if self._session is None:
             self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=self._max_connections, ttl_dns_cache=60),
+                connector=aiohttp.TCPConnector(limit=self._max_connections, ttl_dns_cache=60, ssl=self._trust()),
                 timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S, sock_read=STALL_TIMEOUT_S),
                 auto_decompress=False,
                 skip_auto_headers=("Accept-Encoding", "Content-Type"),
@@ -119,6 +121,11 @@ class Wire:
             # know of each repetition, since it may meet itself; a test would notice if this were to lose its effect.
             self._session._retry_connection = False
         return self._session
+
+    def _trust(self) -> ssl.SSLContext | bool:
+        """Whose certificates are believed: the system's, or those of the bundle that AWS settings name."""
+        bundle = self._login.ca_bundle
+        return ssl.create_default_context(cafile=bundle) if bundle is not None else True
 
     async def _corrected(self, reply: Reply, credentials: Credentials | None) -> bool:
         """Whether another region, or other credentials, were found that make it worth sending the request again."""
@@ -171,10 +178,20 @@ async def _pieces(body: Buffer) -> AsyncIterator[memoryview]:
         yield view[start : start + UPLOAD_PIECE_BYTES]
 
 
-def _reason(error: BaseException) -> str:
+def _unreachable(error: BaseException) -> StoreUnavailable:
     """What a person can use: the system's words where there are some, else the class."""
+    remedy = None
     if isinstance(error, aiohttp.ClientConnectorDNSError):
-        return f"the host {error.host!r} is not known"
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return str(error) or type(error).__name__
+        reason, remedy = f"the host {error.host!r} is not known", "check the endpoint"
+    elif isinstance(error, aiohttp.ClientConnectorCertificateError):
+        reason, remedy = (
+            f"its certificate is not trusted ({error.certificate_error})",
+            "set AWS_CA_BUNDLE to its authority",
+        )
+    elif isinstance(error, OSError) and error.errno:
+        reason = os.strerror(error.errno)
+        if isinstance(error, aiohttp.ClientConnectorError):
+            remedy = f"check that a server listens at {error.host}:{error.port}"
+    else:
+        reason = str(error) or type(error).__name__
+    return StoreUnavailable(reason, remedy=remedy)
