@@ -16,9 +16,11 @@ import io
 import json
 import os
 import re
+import secrets
 import subprocess
 import sys
 import threading
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -32,7 +34,6 @@ from .control import Control, error_from
 
 # One request to the process: large enough that its cost does not matter, small enough to be quick for random readers.
 BLOCK_BYTES = 1024 * 1024
-MAX_REQUEST_BYTES = 32 * 1024 * 1024
 _MAX_RANGES = 512
 _START_TIMEOUT_S = 240.0
 _DATASET = re.compile(r"[^/@]+@[^/]+")
@@ -274,79 +275,57 @@ class ForebayFileSystem(fsspec.spec.AbstractFileSystem):  # type: ignore[misc]
         if known is not None:
             known.close()
 
-    def _read(self, root: str, ranges: Sequence[Mapping[str, Any]]) -> list[bytes | Exception]:
+    def _read(self, root: str, ranges: Sequence[Mapping[str, Any]]) -> list[tuple[Mapping[str, Any], bytes]]:
+        """One request: for each range a head (what was sent, or the error) and the bytes."""
         body = {"ranges": list(ranges), **_named(root)}
         try:
             answer = self._control(root).post_for_bytes("files/read", body)
         except DaemonUnreachable:
             self._forget(root)
             answer = self._control(root).post_for_bytes("files/read", body)
-        end = answer.index(b"\n")
-        view, position = memoryview(answer), end + 1
-        found: list[bytes | Exception] = []
-        for head, wanted in zip(json.loads(answer[:end]), ranges, strict=True):
-            if "error" in head:
-                found.append(_as_os_error(error_from(head["error"]), wanted["path"]))
-            else:
-                found.append(bytes(view[position : position + head["size"]]))
-                position += head["size"]
+        position = answer.index(b"\n") + 1
+        view, found = memoryview(answer), []
+        for head in json.loads(answer[:position]):
+            size = head.get("size", 0)
+            found.append((head, bytes(view[position : position + size])))
+            position += size
         return found
 
     def _read_all(self, wanted: Sequence[tuple[str, int | None, int | None]]) -> list[bytes | Exception]:
         """The ranges of these files, in as few requests as they fit into. Failures stand in their place."""
         found: list[bytes | Exception] = [b""] * len(wanted)
-        batch: list[tuple[int, str, dict[str, Any]]] = []
-        batch_bytes = 0
+        by_root: dict[str, list[tuple[int, dict[str, Any]]]] = {}
         for index, (path, start, end) in enumerate(wanted):
             root, inside = self._split(path)
-            try:
-                known = self._extent(root, inside, start, end)
-            except FileNotFoundError as error:
-                found[index] = error
-                continue
-            offset, size, digest = known
-            pieces = range(offset, offset + size, MAX_REQUEST_BYTES)
-            if len(pieces) > 1:
-                found[index] = self._read_long(root, inside, digest, offset, size)
-                continue
-            if batch and (batch_bytes + size > MAX_REQUEST_BYTES or len(batch) >= _MAX_RANGES or batch[0][1] != root):
-                self._read_batch(batch, found)
-                batch, batch_bytes = [], 0
-            batch.append((index, root, {"path": inside, "digest": digest, "offset": offset, "size": size}))
-            batch_bytes += size
-        if batch:
-            self._read_batch(batch, found)
+            by_root.setdefault(root, []).append((index, {"path": inside, "start": start, "end": end}))
+        for root, ranges in by_root.items():
+            for index, data in self.read_ranges(root, ranges):
+                found[index] = data
         return found
 
-    def _read_batch(self, batch: Sequence[tuple[int, str, dict[str, Any]]], found: list[bytes | Exception]) -> None:
-        answers = self._read(batch[0][1], [one for _, _, one in batch])
-        for (index, _, _), data in zip(batch, answers, strict=True):
-            found[index] = data
-
-    def _read_long(self, root: str, inside: str, digest: str | None, offset: int, size: int) -> bytes | Exception:
-        parts = []
-        for position in range(offset, offset + size, MAX_REQUEST_BYTES):
-            length = min(MAX_REQUEST_BYTES, offset + size - position)
-            (data,) = self._read(
-                root, [{"path": inside, "digest": digest, "offset": position, "size": length, "reader": 1}]
-            )
-            if isinstance(data, Exception):
-                return data
-            parts.append(data)
-        return b"".join(parts)
-
-    def _extent(self, root: str, inside: str, start: int | None, end: int | None) -> tuple[int, int, str | None]:
-        """(offset, size, digest) of a range as fsspec writes it. The file is looked up only if its size is needed."""
-        if start is not None and end is not None and 0 <= start <= end and end - start <= MAX_REQUEST_BYTES:
-            return start, end - start, None
-        try:
-            info = self._get(root, "files/info", path=inside)
-        except ObjectNotFound as error:
-            raise FileNotFoundError(inside) from error
-        if info["type"] != "file":
-            raise IsADirectoryError(inside)
-        first, last, _ = slice(start, end).indices(info["size"])
-        return first, max(last - first, 0), info["digest"]
+    def read_ranges(
+        self, root: str, ranges: Sequence[tuple[int, dict[str, Any]]]
+    ) -> Iterator[tuple[int, bytes | Exception]]:
+        """(number, bytes or error) of numbered ranges. What an answer leaves out is asked for again, by its digest."""
+        waiting = deque(ranges)
+        parts: dict[int, list[bytes]] = {}
+        while waiting:
+            asked = [waiting.popleft() for _ in range(min(len(waiting), _MAX_RANGES))]
+            again = []
+            for (index, wanted), (head, data) in zip(asked, self._read(root, [one for _, one in asked]), strict=True):
+                if "error" in head:
+                    yield index, _as_os_error(error_from(head["error"]), wanted["path"])
+                    continue
+                if head["left"]:
+                    if data:
+                        parts.setdefault(index, []).append(data)
+                    start = head["offset"] + head["size"]
+                    again.append(
+                        (index, {**wanted, "start": start, "end": start + head["left"], "digest": head["digest"]})
+                    )
+                    continue
+                yield index, b"".join([*parts.pop(index), data]) if index in parts else data
+            waiting.extendleft(reversed(again))
 
 
 class ForebayFile(fsspec.spec.AbstractBufferedFile):  # type: ignore[misc]
@@ -358,23 +337,16 @@ class ForebayFile(fsspec.spec.AbstractBufferedFile):  # type: ignore[misc]
         if self.details["type"] != "file":
             raise IsADirectoryError(path)
         self._digest: str = self.details["digest"]
+        # A number for this open file, so that the cache reads ahead of it.
+        self._reader = secrets.randbits(62) | 1
 
     def _fetch_range(self, start: int, end: int) -> bytes:
-        parts = []
-        for position in range(start, end, MAX_REQUEST_BYTES):
-            wanted = {
-                "path": self._inside,
-                "digest": self._digest,
-                "offset": position,
-                "size": min(MAX_REQUEST_BYTES, end - position),
-                # A number for this open file, so that the cache reads ahead of it.
-                "reader": id(self) & 0x7FFFFFFF | 1 << 40,
-            }
-            (data,) = self.fs._read(self._root, [wanted])
-            if isinstance(data, Exception):
-                raise data
-            parts.append(data)
-        return parts[0] if len(parts) == 1 else b"".join(parts)
+        wanted = {"path": self._inside, "digest": self._digest, "start": start, "end": end, "reader": self._reader}
+        files: ForebayFileSystem = self.fs
+        ((_, data),) = files.read_ranges(self._root, [(0, wanted)])
+        if isinstance(data, Exception):
+            raise data
+        return data
 
 
 _FSSPEC_OPTIONS = {

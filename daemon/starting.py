@@ -13,7 +13,7 @@ from .. import config
 from ..client import registry
 from ..client.control import Control
 from ..errors import DaemonUnreachable, TierInUse
-from . import launch, logs, places, process, sources
+from . import launch, logs, places, sources
 
 GIVE_WAY_TIMEOUT_S = 30.0
 
@@ -40,6 +40,8 @@ def start(source: str, mountpoint: str | None, settings: config.Settings, *, rea
                     launch.Request(source=source, mountpoint=mountpoint, settings=settings, log_file=log_file)
                 )
     if settings.foreground:
+        from . import process  # whoever starts a background process need not be able to be one
+
         logs.to_stderr(level=settings.log_level, form=settings.log_format)
         process.run(launch.Request(source=source, mountpoint=mountpoint, settings=settings), ready=ready)
     else:

@@ -230,3 +230,16 @@ def test_pyarrow_dataset(reading: Reading) -> None:
     )
     assert dataset.count_rows() == 3000
     assert dataset.to_table(filter=pyarrow.dataset.field("n") < 10).num_rows == 30
+
+
+def test_more_than_one_answer_holds(reading: Reading) -> None:
+    """Answers are bounded: a long read, and many at once, come in parts of one version each."""
+    data = [content(number, 7 * MIB + number) for number in range(5)]
+    for number, one in enumerate(data):
+        reading.put(f"f{number}", one)
+    reading.put("long", content(9, 40 * MIB + 5))
+    files = fsspec.filesystem("forebay")
+    paths = [f"{reading.url}/f{number}" for number in range(5)]
+    assert files.cat_ranges(paths, None, None) == data
+    assert files.cat_file(f"{reading.url}/long") == content(9, 40 * MIB + 5)
+    assert files.cat_file(f"{reading.url}/long", start=-30 * MIB) == content(9, 40 * MIB + 5)[-30 * MIB :]
