@@ -48,6 +48,8 @@ PIECE_BYTES = 16 * 1024 * 1024
 DISK_WINDOW_BYTES = 16 * 1024 * 1024
 # A read that waits is not made to wait for more than this beside its own range.
 WIDEN_BYTES = 1024 * 1024
+# What was read ahead stays in memory until its reader is so far beyond it: its requests may change places.
+RELEASE_BEHIND_BYTES = 4 * 1024 * 1024
 MAINTENANCE_S = 5.0
 
 
@@ -124,6 +126,8 @@ class BlockCache:
             for fill in self._fills_by_digest.get(version.digest, ()):
                 if fill.offset < end and offset < fill.end:
                     if fill.data is None or not fill.covers(offset, end):
+                        if fill.stored.done():
+                            continue  # a tier has been asked to keep it, and has it if it could
                         return None
                     counters.memory_hits += 1
                     counters.memory_bytes += size
@@ -344,6 +348,8 @@ class BlockCache:
 
     def _advance(self, version: ObjectVersion, reader: int, head: Head) -> None:
         """Bring the window of a head to where it should be: ask the under store, or tell the disk. On the loop."""
+        passed = head.front if head.front >= version.size else head.front - RELEASE_BEHIND_BYTES
+        self.fills.release_behind(version, passed)
         window = self._readers.window(reader, head)
         if window and self._loop is not None:
             request_bytes = self._readers.request_size(window)

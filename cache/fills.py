@@ -3,9 +3,10 @@
     start -> (room in the budget) -> get_range -> arrived: all askers are answered -> tier write -> gone
                                         \\-> failed: all askers get the error, nothing is marked, the next ask tries anew
 
-Answers do not wait for the tier: between *arrived* and *gone* the bytes are served from memory, to any thread. What
-no tier takes (full of pins, failing, none) is kept in memory for a while, so that what was read ahead is not fetched
-twice, and is given up when its room is needed.
+Answers do not wait for the tier: between *arrived* and *gone* the bytes are served from memory, to any thread. Two
+kinds stay in memory for a while after the tier was asked, and are given up when their reader has passed, or their room
+is needed: what no tier takes (full of pins, failing, none), so that it is not fetched twice, and what was read ahead, so
+that it need not come back from the disk to which it has just gone.
 
 All fills start and end on the event loop, so "is there one already?" needs no lock. Other threads only look: the
 tuple of fills of a version is replaced, never changed. A fill is owned by `Fills`, not by who asked for it: an asker
@@ -108,6 +109,12 @@ class Fills:
         self._begin(fill, self._run(fill, self._keep, taken=True))
         return fill
 
+    def release_behind(self, version: ObjectVersion, offset: int) -> None:
+        """A reader has passed `offset`: what was kept in memory for it before that may go. On the loop."""
+        for fill in self.by_digest.get(version.digest, ()):
+            if fill.end <= offset and fill.stored.done():
+                self._budget.give_up(fill)
+
     async def close(self) -> None:
         """End everything. Who waits for a fill gets StoreUnavailable."""
         self._closed = True
@@ -141,6 +148,7 @@ class Fills:
             fill.stored.set_result(refusal)
             if refusal is not None:
                 self._counters.not_cached_bytes += fill.size
+            if refusal is not None or fill.ahead:
                 self._keep_in_memory(fill)
                 taken = False
         except ForebayError as error:

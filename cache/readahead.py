@@ -115,10 +115,10 @@ class Readers:
     def arm(self, number: int, head: Head, size: int) -> None:
         """Set the next trigger of a head in an object of `size` bytes, after it got attention."""
         window = self.window(number, head)
-        if head.ahead_end >= size and window:
+        if head.front >= size:
             head.trigger = NEVER
         elif window:
-            head.trigger = head.front + self.request_size(window) // 2
+            head.trigger = min(head.front + self.request_size(window) // 2, size)
         else:
             # Not believed: at the place where it would be, or, for a strided one, when it has doubled its run.
             believed_at = self._believed_at(number, head)

@@ -150,6 +150,19 @@ class TestWhatIsFetched:
             assert 0 < cache.stats().readahead_wasted_bytes <= 8 * MIB + 4 * MIB
             assert store.fetched_bytes <= 3 * 4 * MIB + MIB
 
+    async def test_what_was_read_ahead_stays_in_memory_until_it_is_passed(self, tmp_path: Path, content: bytes) -> None:
+        store = FakeStore()
+        version = store.add("k", content)
+        async with cache_on(tmp_path, store) as cache:
+            for offset, size in ordered(0, SIZE, MIB):
+                await read_all(cache, version, content, [(offset, size)])
+                await settled(cache)  # the tier has it all by now
+                assert cache.stats().inflight_bytes <= 2 * offset + 16 * MIB
+            stats = cache.stats()
+            assert stats.memory_hits > 40
+            assert stats.ssd_hits < 10
+            assert stats.inflight_bytes == 0
+
     async def test_the_disk_is_told_what_comes(
         self, tmp_path: Path, content: bytes, monkeypatch: pytest.MonkeyPatch
     ) -> None:
