@@ -292,7 +292,8 @@ class Namespace:
             self._listing_bytes += listing.size_bytes - (before.listing.size_bytes if before is not None else 0)
         self._counts["listings_loaded"] += 1
         until_s = as_of_s + self.options.metadata_ttl_s
-        ahead_s = (self._clock() - as_of_s) * REFRESH_LOADS
+        state.load_s = self._clock() - as_of_s
+        ahead_s = state.load_s * REFRESH_LOADS
         state.is_large = len(listing) >= PAGE_ENTRIES
         has_room = state.is_large and 2 * ahead_s < self.options.metadata_ttl_s < math.inf
         state.known = Known(listing, as_of_s, until_s, until_s - ahead_s if has_room else math.inf)
@@ -333,7 +334,8 @@ class Namespace:
 
     async def _ask_name(self, state: FolderState, name: bytes) -> Found:
         state.name_requests += 1
-        if state.name_requests >= FULL_LOAD_AFTER:
+        # A listing that is too old when it is complete would help nobody.
+        if state.name_requests >= FULL_LOAD_AFTER and state.load_s < self.options.metadata_ttl_s:
             self._load_in_background(state)
         single = await self._singles.join((state.prefix, name), lambda: self._single(state, name))
         return Found(None, IS_ABSENT, single.entry, max(single.until_s - self._clock(), 0.0))

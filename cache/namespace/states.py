@@ -50,16 +50,28 @@ class FolderState:
     threads may read it.
 
     `used_s` is when it was last asked, for eviction. `is_large` says that the folder did not fit one page when it was last
-    tried: single names are asked for then, until `name_requests` says that loading it all is worth it.
+    tried: single names are asked for then, until `name_requests` says that loading it all is worth it. `load_s` is how long
+    that took the last time, 0 if it was never done.
     """
 
-    __slots__ = ("holders", "is_large", "known", "name_requests", "names", "prefix", "refresh_asked_of", "used_s")
+    __slots__ = (
+        "holders",
+        "is_large",
+        "known",
+        "load_s",
+        "name_requests",
+        "names",
+        "prefix",
+        "refresh_asked_of",
+        "used_s",
+    )
 
     def __init__(self, prefix: str) -> None:
         self.prefix = prefix
         self.known: Known | None = None
         self.names: dict[bytes, KnownName] = {}
         self.is_large = False
+        self.load_s = 0.0
         self.name_requests = 0
         self.holders = 0
         self.used_s = 0.0

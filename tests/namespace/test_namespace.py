@@ -125,6 +125,16 @@ async def test_a_name_in_a_large_folder_costs_a_small_request_until_it_pays_to_l
     assert s.lists() == before
 
 
+async def test_without_a_ttl_large_folders_are_not_listed_for_single_names() -> None:
+    s = Setup(*(f"k{number:04d}" for number in range(100)), page_keys=10, ttl_s=0)
+    root = s.names.hold("")
+    for _ in range(2 * FULL_LOAD_AFTER):
+        assert is_file(await s.entry(root, b"k0007"), "k0007")
+    assert s.names.stats().loads_in_flight == s.names.stats().listings_loaded == 0
+    s.bucket.objects["k0007"] = b"changed"
+    assert is_file(await s.entry(root, b"k0007"), "k0007", b"changed")
+
+
 async def test_a_large_folder_in_use_is_listed_again_ahead_of_time() -> None:
     s = Setup(*(f"k{number:04d}" for number in range(1500)), page_keys=500, ttl_s=100)
     root = s.names.hold("")
