@@ -82,8 +82,9 @@ def _ask(entry: registry.Entry) -> dict[str, Any]:
 
 
 def _dead_mounts(served: set[str | None]) -> list[dict[str, Any]]:
-    """Mounts of ours that nobody in the registry serves: their process died, or is of another user."""
+    """Mounts of ours that nobody in the registry serves, and that do not answer: their process died."""
     from ..fuse_mount.mount_table import mounts
+    from ..fuse_mount.mountpoint import probe
 
     return [
         {
@@ -92,11 +93,14 @@ def _dead_mounts(served: set[str | None]) -> list[dict[str, Any]]:
             "pid": None,
             "source": mount.source,
             "mountpoint": mount.mountpoint,
-            "state": "dead",
-            "reason": f"its process has died, or is not ours: forebay umount {mount.mountpoint}",
+            "state": state,
+            "reason": f"its process has died or hangs: forebay umount {mount.mountpoint}",
         }
         for mount in mounts()
-        if mount.is_forebay and mount.mountpoint not in served
+        if mount.is_forebay
+        and mount.mountpoint not in served
+        # One that answers belongs to another user, or to a process with another runtime folder.
+        and (state := probe(mount.mountpoint)) != "alive"
     ]
 
 
@@ -116,6 +120,8 @@ def describe(one: Mapping[str, Any], before: Mapping[str, Any] | None) -> str:
         lines.append("  now     " + _rates(one, before))
     lines.append("  fetched " + _fetched(cache))
     lines += [f"  store   {line}" for store in one["stores"] for line in _store(store)]
+    if one["metrics_port"]:
+        lines.append(f"  metrics port {one['metrics_port']}")
     if cache["pins"]:
         lines.append(f"  pinned  {amounts.format_size(cache['pinned_bytes'])} by {cache['pins']} leases")
     lines += [f"  job     {_job(job)}" for job in one["jobs"] if job["state"] == "running"]

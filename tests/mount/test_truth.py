@@ -1,5 +1,6 @@
 """A mount serves what the bucket holds, fetches each byte once, and forgets nothing at a restart."""
 
+import errno
 import json
 import os
 import signal
@@ -83,8 +84,9 @@ def test_killed_server_is_taken_over_and_little_fetched_again(forebay: CommandLi
     # Tier writes follow the answers; once the next read comes from a tier, they are in.
     wait_until(lambda: forebay.status(where)["cache"]["fills_in_flight"] == 0, "fills to be kept")
     forebay.kill(where)
-    with pytest.raises(OSError, match="not connected"):
+    with pytest.raises(OSError) as caught:
         os.listdir(where)
+    assert caught.value.errno in (errno.ENOTCONN, errno.ECONNABORTED)
     dead = forebay("info", where)
     assert dead.returncode == 32
     assert "died" in dead.stderr
