@@ -85,7 +85,7 @@ class Namespace:
         self._names: OrderedDict[tuple[str, bytes], None] = OrderedDict()
         self._registry_lock = threading.Lock()
         self._listing_bytes = 0
-        self._loads: Flights[FolderListing] = Flights()
+        self._loads: Flights[Known] = Flights()
         self._first_pages: Flights[bool] = Flights()
         self._singles: Flights[KnownName] = Flights()
         self._excused_until_s = 0.0
@@ -206,10 +206,11 @@ class Namespace:
         if known is not None:
             return known
         self._loop = asyncio.get_running_loop()
-        as_of_s = self._clock()
         try:
-            listing = await self._loads.join(state.prefix, lambda: self._load(state))
-            return state.known or Known(listing, as_of_s, as_of_s + self.options.metadata_ttl_s)
+            known = await self._loads.join(state.prefix, lambda: self._load(state))
+            if known.as_of_s < state.expired_s:  # it was under way when it became too old
+                known = await self._loads.join(state.prefix, lambda: self._load(state))
+            return known
         except StoreError as error:
             known = state.known
             if known is None:
@@ -218,10 +219,11 @@ class Namespace:
             return known
 
     def expire(self, prefix: str) -> None:
-        """What is known of this folder must be asked again; in an outage it still serves."""
+        """What is known of this folder, or being asked at the moment, must be asked again; in an outage it still serves."""
         state = self._states.get(prefix)
         if state is None:
             return
+        state.expired_s = self._clock()
         if state.known is not None:
             state.known = state.known._replace(until_s=0.0)
         for name, single in state.names.items():
@@ -249,7 +251,7 @@ class Namespace:
         if self._loop is not None and len(self._loads) < MAX_BACKGROUND_LOADS:
             self._loads.begin(state.prefix, lambda: self._load(state))
 
-    async def _load(self, state: FolderState) -> FolderListing:
+    async def _load(self, state: FolderState) -> Known:
         as_of_s = self._clock()
         builder = ListingBuilder(state.prefix)
         token: str | None = None
@@ -278,12 +280,16 @@ class Namespace:
         self._keep(state, builder.finish(), as_of_s)
         return True
 
-    def _keep(self, state: FolderState, listing: FolderListing, as_of_s: float) -> FolderListing:
+    def _until_s(self, state: FolderState, as_of_s: float) -> float:
+        """Until when an answer to what was asked at `as_of_s` may be believed."""
+        return as_of_s + self.options.metadata_ttl_s if as_of_s >= state.expired_s else 0.0
+
+    def _keep(self, state: FolderState, listing: FolderListing, as_of_s: float) -> Known:
         """Make a complete listing the known one. An equal one keeps the old object, and so all that is built on it."""
         self._note_answer()
         before = state.known
         if before is not None and before.as_of_s > as_of_s:
-            return before.listing  # a load that began later was quicker
+            return before  # a load that began later was quicker
         if before is not None and before.listing.is_same(listing):
             listing = before.listing
             self._counts["listings_unchanged"] += 1
@@ -291,12 +297,12 @@ class Namespace:
             self._log_skipped(state.prefix, listing)
             self._listing_bytes += listing.size_bytes - (before.listing.size_bytes if before is not None else 0)
         self._counts["listings_loaded"] += 1
-        until_s = as_of_s + self.options.metadata_ttl_s
+        until_s = self._until_s(state, as_of_s)
         state.load_s = self._clock() - as_of_s
         ahead_s = state.load_s * REFRESH_LOADS
         state.is_large = len(listing) >= PAGE_ENTRIES
         has_room = state.is_large and 2 * ahead_s < self.options.metadata_ttl_s < math.inf
-        state.known = Known(listing, as_of_s, until_s, until_s - ahead_s if has_room else math.inf)
+        known = state.known = Known(listing, as_of_s, until_s, until_s - ahead_s if has_room else math.inf)
         state.name_requests = 0
         state.refresh_asked_of = None
         for name in state.names:
@@ -305,7 +311,7 @@ class Namespace:
         state.used_s = self._clock()
         self._states[state.prefix] = state
         self._evict(state)
-        return listing
+        return known
 
     def _log_skipped(self, prefix: str, listing: FolderListing) -> None:
         if listing.skipped.counts:
@@ -345,7 +351,7 @@ class Namespace:
         self._counts["name_requests"] += 1
         entry = await self._entry(state.prefix, name)
         self._note_answer()
-        single = KnownName(entry, as_of_s, as_of_s + self.options.metadata_ttl_s)
+        single = KnownName(entry, as_of_s, self._until_s(state, as_of_s))
         if state.known is None or state.known.as_of_s < as_of_s:
             self._keep_name(state, name, single)
         return single

@@ -51,10 +51,11 @@ class FolderState:
 
     `used_s` is when it was last asked, for eviction. `is_large` says that the folder did not fit one page when it was last
     tried: single names are asked for then, until `name_requests` says that loading it all is worth it. `load_s` is how long
-    that took the last time, 0 if it was never done.
+    that took the last time, 0 if it was never done. What was asked before `expired_s` is not believed.
     """
 
     __slots__ = (
+        "expired_s",
         "holders",
         "is_large",
         "known",
@@ -72,6 +73,7 @@ class FolderState:
         self.names: dict[bytes, KnownName] = {}
         self.is_large = False
         self.load_s = 0.0
+        self.expired_s = 0.0
         self.name_requests = 0
         self.holders = 0
         self.used_s = 0.0

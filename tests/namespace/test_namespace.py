@@ -94,6 +94,29 @@ async def test_a_ttl_without_end_asks_once() -> None:
     assert s.names.peek(root, b"a") is None
 
 
+async def test_a_listing_under_way_when_it_expires_is_not_believed() -> None:
+    s = Setup("a")
+    root = s.names.hold("")
+    original = s.bucket.list_page
+    gate = asyncio.Event()
+
+    async def gated(*args: object, **kwargs: object) -> object:
+        page = await original(*args, **kwargs)  # type: ignore[arg-type]
+        await gate.wait()
+        return page
+
+    s.bucket.list_page = gated  # type: ignore[method-assign,assignment]
+    first = asyncio.ensure_future(s.names.listing(root))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    s.clock.now_s += 1
+    s.bucket.objects["b"] = b"written back"
+    s.names.expire("")
+    gate.set()
+    assert len((await first).listing) == 2
+    assert is_file(await s.entry(root, b"b"), "b", b"written back")
+
+
 async def test_a_listing_that_says_the_same_keeps_its_object() -> None:
     s = Setup("a", "b")
     root = s.names.hold("")
