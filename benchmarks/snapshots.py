@@ -49,16 +49,22 @@ def _child(step: Callable[..., dict[str, Any]], arguments: tuple[Any, ...], out:
     result = step(*arguments)
     result["seconds"] = result.get("seconds") or time.perf_counter() - started
     result["peak_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    out.put(result)
+    out.send(result)
 
 
 def measured(step: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
     """The result of the step, run in a fresh process, with `seconds` and `peak_mib`."""
     context = multiprocessing.get_context("spawn")
-    out = context.Queue()
-    process = context.Process(target=_child, args=(step, arguments, out))
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_child, args=(step, arguments, sender))
     process.start()
-    result: dict[str, Any] = out.get()
+    # With our end closed, a child that dies shows as the end of the pipe instead of a wait without end.
+    sender.close()
+    try:
+        result: dict[str, Any] = receiver.recv()
+    except EOFError:
+        process.join()
+        raise SystemExit(f"{step.__name__} failed (exit {process.exitcode})") from None
     process.join()
     return result
 
