@@ -141,6 +141,10 @@ class Extents:
         extent = self._files.get(version.digest) or self._open(version)
         return extent.data if extent is not None else None
 
+    def has_files(self, version: ObjectVersion) -> bool:
+        """Whether the files of this object are there, so that a write makes none. Quick for objects in use."""
+        return self._files.get(version.digest) is not None or self.has_rows(version)
+
     def has_rows(self, version: ObjectVersion) -> bool:
         """Whether any block of this object is here; then its files are too."""
         return any(self._entries.find(version.digest, block) != NOT_FOUND for block in range(version.block_count))

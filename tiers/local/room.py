@@ -131,7 +131,7 @@ class Room:
 
     def require_inodes(self, version: ObjectVersion) -> None:
         """Make sure that files may be added for a large object, evicting others' if it must be. Raises TierFull."""
-        if self._extents.has_rows(version) or self._space.try_inodes():
+        if self._extents.has_files(version) or self._space.try_inodes():
             return
         with self._lock:
             files = self._extents.count
