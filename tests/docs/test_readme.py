@@ -34,7 +34,7 @@ def test_tour(forebay: CommandLine, s3: S3Server) -> None:
         client.put_object(Bucket="my-bucket", Key=f"images/{number % 5}/{number}.png", Body=os.urandom(20_000))
     blocks = shell_blocks((ROOT / "README.md").read_text())
     assert len(blocks) >= 5
-    forebay.mountpoints.append(forebay.folder / "home" / "images")
+    forebay.mountpoints += [forebay.folder / "home" / "images", forebay.folder / "home" / "images-v1"]
     done = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", "set -x\n" + "\n".join(blocks)],
         env={**forebay.environment, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
@@ -46,6 +46,7 @@ def test_tour(forebay: CommandLine, s3: S3Server) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     assert "\n50\n" in done.stdout
     assert "50 files" in done.stdout
+    assert "images@v1" in done.stdout
     assert "complete: s3://my-bucket/images" in done.stdout
 
 
