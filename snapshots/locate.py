@@ -123,7 +123,7 @@ def _cut(keys: pa.Array, mine: "np.ndarray[tuple[int], np.dtype[np.bool_]]", loc
     if location.percent_encoded:
         size = len(location.url_prefix)
         decoded = [
-            location.key_prefix + urllib.parse.unquote(url[size:].partition("?")[0]) if is_mine else url
+            _decoded(url[size:], location.key_prefix) if is_mine else url
             for url, is_mine in zip(keys.to_pylist(), mine.tolist(), strict=True)
         ]
         return pa.array(decoded, pa.string())
@@ -136,3 +136,13 @@ def _cut(keys: pa.Array, mine: "np.ndarray[tuple[int], np.dtype[np.bool_]]", loc
         joined = pc.binary_join_element_wise(pa.scalar(location.key_prefix), rest, "")
         return pc.if_else(mask, joined, keys)
     return rest
+
+
+def _decoded(rest: str, key_prefix: str) -> str:
+    """The key in the path of an HTTP URL, without query and fragment; empty (no object) when it is no UTF-8."""
+    path = rest.partition("#")[0].partition("?")[0]
+    try:
+        key = urllib.parse.unquote(path, errors="strict")
+    except UnicodeDecodeError:
+        return ""
+    return key_prefix + key if key else ""

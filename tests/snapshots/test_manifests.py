@@ -241,6 +241,16 @@ def test_urls_are_located_by_the_caller() -> None:
     assert len(asked) == 3
 
 
+def test_urls_are_decoded_or_refused() -> None:
+    def locator(url: str) -> Location:
+        return Location("s3://b@e", "http://h/b/", percent_encoded=True)
+
+    (found,), _ = read(line(url="http://h/b/a%2Fb%20%C3%A4%3F?X-Sig=1#part"), locator=locator)
+    assert found.version.key == "a/b ä?"
+    for bad in ("http://h/b/%FF", "http://h/b/?x=1", "http://h/b/"):
+        assert "names no object" in fault(line(url=bad), locator=locator)
+
+
 def test_what_is_missing_is_looked_up_many_at_once(tmp_path: Path) -> None:
     calls: list[int] = []
 
