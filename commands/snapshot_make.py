@@ -71,7 +71,9 @@ def _create(args: argparse.Namespace, settings: config.Settings) -> int:
 
 def _configure_select(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("snapshot", metavar="NAME@REF")
-    parser.add_argument("--where", metavar="EXPR", help="condition on labels, path, size, mtime... (docs/conditions.md)")
+    parser.add_argument(
+        "--where", metavar="EXPR", help="condition on labels, path, size, mtime... (docs/conditions.md)"
+    )
     parser.add_argument("--folder", metavar="PATH", help="only what is in this folder")
     parser.add_argument(
         "--sample", type=percentage, metavar="PERCENT", help="a part of it, such as 10%%, the same for each seed"
