@@ -77,7 +77,7 @@ async def hold(request: Request, *, role: registry.Role, stopping: Stopping) -> 
     started_s = time.time()
     name = sources.name_of(request.source, settings)
     where = request.mountpoint
-    options = mount_options(settings, read_only=sources.is_dataset(request.source))
+    options = mount_options(settings)
     if where is not None:
         where = await asyncio.to_thread(mountpoints.prepare, where, options)
     owner = f"the mount at {where}" if where is not None else f"forebay {role}"
@@ -123,11 +123,14 @@ async def hold(request: Request, *, role: registry.Role, stopping: Stopping) -> 
         yield service
 
 
-def mount_options(settings: config.Settings, *, read_only: bool = False) -> MountOptions:
-    """The choices of a mount that the settings mean. Raises UsageError."""
+def mount_options(settings: config.Settings) -> MountOptions:
+    """The choices of a mount that the settings mean. Raises UsageError.
+
+    Every mount is read-only, asked for or not: the write side is not part of the mount yet, and `Service.describe` says so.
+    """
     return MountOptions(
         transport=settings.transport,  # type: ignore[arg-type]
-        read_only=settings.read_only or read_only,
+        read_only=True,
         allow_other=settings.allow_other,
         nonempty=settings.nonempty,
         uid=os.getuid() if settings.uid is None else settings.uid,

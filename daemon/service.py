@@ -24,7 +24,7 @@ from ..tiers.version import ObjectVersion
 from .control import ControlServer
 from .jobs import Jobs
 from .places import Places
-from .sources import Source
+from .sources import Source, is_dataset
 from .versions import Versions
 
 
@@ -112,8 +112,17 @@ class Service:
             "socket": str(self.entry.socket),
             "log_file": self.entry.log_file,
             "metrics_port": self.entry.metrics_port,
-            "notes": list(self.mount.status().notes) if self.mount is not None else [],
+            "notes": self._notes(),
         }
+
+    def _notes(self) -> list[str]:
+        """What a user should know of the mount."""
+        if self.mount is None:
+            return []
+        notes = list(self.mount.status().notes)
+        if not self.settings.read_only and not is_dataset(self.source.name.text):
+            notes.append("the mount is read-only: this version of Forebay does not write")
+        return notes
 
     def status(self) -> dict[str, Any]:
         """Everything that `forebay status` shows; numbers as they are, for `--json` and metrics too."""
