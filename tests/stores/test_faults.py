@@ -13,6 +13,7 @@ from forebay.errors import (
     ObjectNotFound,
     StoreCorrupt,
     StoreDenied,
+    StoreError,
     StoreUnavailable,
 )
 from forebay.tests.support.fault_proxy import Fault, FaultProxy
@@ -43,7 +44,7 @@ async def store(s3: S3Server, proxy: FaultProxy) -> AsyncIterator[S3Store]:
 @pytest.fixture
 async def hasty(s3: S3Server, proxy: FaultProxy) -> AsyncIterator[S3Store]:
     """A store that gives up soon, for what must fail; with one object, `key`."""
-    async for store in opened(s3, proxy, 4):
+    async for store in opened(s3, proxy, 3):
         await store.put("key", CONTENT)
         yield store
 
@@ -131,7 +132,7 @@ async def test_an_outage_costs_a_bounded_wait_once_and_ends_by_itself(
         return_exceptions=True,
     )
     assert all(isinstance(result, StoreUnavailable) for result in results), results
-    assert time.monotonic() - started < 4 + 10
+    assert time.monotonic() - started < 3 + 10
     assert is_down(hasty)
     # Known to be down: most calls do not wait and do not ask.
     proxy.forget()
@@ -182,6 +183,17 @@ async def test_denied_is_said_at_once(store: S3Store, proxy: FaultProxy, version
         assert "forebay-secret" not in str(caught.value)
     assert time.monotonic() - started < 5
     assert store.counters.down_since_s is None
+
+
+async def test_a_request_that_is_refused_for_good_is_not_repeated(
+    store: S3Store, proxy: FaultProxy, version: ObjectVersion
+) -> None:
+    proxy.fault = Fault.answer(400, "InvalidRequest")
+    for call in (store.get_range(version, 0, 10), store.list_page(""), store.put("k", b"")):
+        proxy.forget()
+        with pytest.raises(StoreError, match="400"):
+            await call
+        assert proxy.count() <= 2
 
 
 async def test_a_clock_that_is_wrong_is_named(store: S3Store, proxy: FaultProxy) -> None:

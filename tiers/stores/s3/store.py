@@ -46,6 +46,8 @@ MAX_COPY_BYTES = 5 * 1024 * 1024 * 1024
 OBSTORE_MARGIN_S = 300
 COPY_PART_BYTES = 1024 * 1024 * 1024
 _SYSTEM_MESSAGE = re.compile(r'kind: \w+,\s+message: "([^"]*)"')
+# obstore has no class for a request that the server refuses for good: then a HEAD says what it is about.
+_REFUSED = re.compile(r"status code: 4(?!08|29)\d\d")
 _PLAIN_KEY = re.compile(r"(?!/)(?!.*//)(?!(?:.*/)?\.{1,2}(?:/|$))[^\x00-\x1f\x7f\ud800-\udfff]*(?<!/)", re.DOTALL)
 
 
@@ -202,6 +204,8 @@ class S3Store(S3Multipart):
         except (PermissionDeniedError, UnauthenticatedError) as error:
             raise await self._denied() from error
         except BaseError as error:
+            if _REFUSED.search(str(error)):
+                raise await self._unlike(version, _reason(error)) from error
             raise StoreUnavailable(_reason(error)) from error
         etag = meta["e_tag"]
         if etag is None or plain_etag(etag) != version.etag or meta["size"] != version.size:
