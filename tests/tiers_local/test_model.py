@@ -29,7 +29,7 @@ class TierMachine(RuleBasedStateMachine):
 
     @initialize(on_tmpfs=st.booleans(), seed=st.integers(0, 1000))
     def start(self, on_tmpfs: bool, seed: int) -> None:
-        self.folder = Path(tempfile.mkdtemp(dir="/dev/shm" if on_tmpfs else None, prefix="forebay-model-"))
+        self.folder = Path(tempfile.mkdtemp(dir="/dev/shm" if on_tmpfs else None, prefix="forebay-tier-model-"))
         self.seed = seed
         self.written: dict[ObjectVersion, set[int]] = {}
         self.tier = self.open()
@@ -100,11 +100,15 @@ class TierMachine(RuleBasedStateMachine):
             assert self.tier.stats().corrupt == 0
 
     def teardown(self) -> None:
-        if hasattr(self, "tier"):
-            for version in VERSIONS:
-                found = self.tier.read(version, 0, version.size)
-                assert found is None or found == content_of(version)
-            self.tier.close()
+        if not hasattr(self, "folder"):
+            return
+        try:
+            if hasattr(self, "tier"):
+                for version in VERSIONS:
+                    found = self.tier.read(version, 0, version.size)
+                    assert found is None or found == content_of(version)
+                self.tier.close()
+        finally:
             shutil.rmtree(self.folder)
 
 
