@@ -106,8 +106,11 @@ def _is_archive(message: str, commit_id: bytes, numbers: dict[bytes, int]) -> bo
     return commit_id not in numbers and "://" in message
 
 
-def _configure_snapshot(parser: argparse.ArgumentParser) -> None:
+def _configure_show(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("snapshot", metavar="NAME@REF")
+    parser.add_argument(
+        "--stores", action="store_true", help="also the stores that its objects are in (reads all of it)"
+    )
 
 
 def _show(args: argparse.Namespace, settings: config.Settings) -> int:
@@ -115,10 +118,11 @@ def _show(args: argparse.Namespace, settings: config.Settings) -> int:
         snapshot = repository.resolve(args.snapshot)
         refs = refs_by_commit(repository.dataset(snapshot.dataset)).get(snapshot.commit.id, [])
         archive = archive_of(repository, snapshot)
-        stores = sorted({store for batch in snapshot.batches() for store in batch.column("store").unique().to_pylist()})
+        stores = _stores_of(snapshot) if args.stores else []
     if args.json:
         archived = archive.url if archive else None
-        frame.emit_json({**snapshot_document(snapshot), "refs": refs, "archive": archived, "stores": stores})
+        found = {"stores": stores} if args.stores else {}
+        frame.emit_json({**snapshot_document(snapshot), "refs": refs, "archive": archived, **found})
         return 0
     commit = snapshot.commit
     rows = [
@@ -132,11 +136,15 @@ def _show(args: argparse.Namespace, settings: config.Settings) -> int:
         ("command", commit.command or "-"),
         ("entries", amounts.format_count(commit.entry_count)),
         ("size", f"{amounts.format_size(commit.size_bytes)} ({commit.size_bytes} bytes)"),
-        ("stores", ", ".join(stores) or "-"),
         ("archive", archive.url if archive else "-"),
     ]
+    rows += [("store", store) for store in stores]
     frame.emit_table(rows)
     return 0
+
+
+def _stores_of(snapshot: Snapshot) -> list[str]:
+    return sorted({store for batch in snapshot.batches() for store in batch.column("store").unique().to_pylist()})
 
 
 # --- Contents ------------------------------------------------------------------------------------------------------
@@ -401,7 +409,7 @@ LOOK = (
         "log", "show the history as a graph: who made what from what, and how", _configure_log, _log,
         epilog="examples:\n  forebay snapshot log pets\n  forebay snapshot log pets@paper-2026 --oneline\n",
     ),
-    Action("show", "show one version", _configure_snapshot, _show),
+    Action("show", "show one version", _configure_show, _show),
     Action(
         "ls", "list what is in a version, like ls", _configure_ls, _ls,
         epilog="examples:\n  forebay snapshot ls pets@v7\n  forebay snapshot ls pets@v7 cats -l\n",

@@ -23,6 +23,7 @@ from ..tiers.understore import UnderStore
 from ..tiers.version import ObjectVersion
 
 _DATASET = re.compile(r"[A-Za-z0-9][\w.-]*@[\w.^~-]+")
+_PLAIN_NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,11 @@ def name_of(text: str, settings: config.Settings) -> SourceName:
         dataset = text.partition("@")[0]
         # All versions of a data set share one cache: that is what makes switching between them cheap.
         return SourceName(text, _folder_name(f"dataset-{dataset}", f"{settings.meta_url or ''}\0{dataset}"))
+    if _PLAIN_NAME.fullmatch(text):
+        raise UsageError(
+            f"{text!r} is neither a URL nor a version of a data set",
+            remedy=f"write {text}@latest for its newest version",
+        )
     store, prefix = open_store(text, store_options(settings))
     canonical = text.rstrip("/") if not text.endswith("://") else text
     return SourceName(canonical, _folder_name(canonical.replace("://", "-"), f"{store.id}\0{prefix}"))

@@ -61,6 +61,8 @@ def test_a_version_of_a_bucket_as_it_is(forebay_sqlite: Forebay, s3_environment:
     client.put_object(Bucket=bucket, Key="in/folder/", Body=b"")
     made = forebay_sqlite("snapshot", "create", "pets", "--from", f"s3://{bucket}/in", "--tag", "first", "--json").json
     assert (made["entries"], made["name"]) == (COUNT, "pets@v1")
+    shown = forebay_sqlite("snapshot", "show", "pets", "--stores", "--json").json
+    assert [store.partition("@")[0] for store in shown["stores"]] == [f"s3://{bucket}"]
     client.delete_object(Bucket=bucket, Key="in/cat/000.jpg")
     client.put_object(Bucket=bucket, Key="in/dog/001.jpg", Body=b"changed")
     forebay_sqlite("snapshot", "create", "pets", "--from", f"s3://{bucket}/in/")

@@ -119,6 +119,7 @@ def test_a_version_is_prefetched_before_it_is_mounted(forebay: Forebay, lab: Lab
 def test_what_cannot_be_mounted_says_why(forebay: Forebay, lab: Lab) -> None:
     lab.import_version({"a": b"1"})
     assert "newest version is v1" in forebay("mount", "pets@v2", forebay.mountpoint, code=RefNotFound.exit_code).stderr
+    assert "write pets@latest" in forebay("mount", "pets", forebay.mountpoint, code=UsageError.exit_code).stderr
     assert "no data set 'pats'; did you mean pets" in forebay("mount", "pats@v1", forebay.mountpoint, code=51).stderr
     refused = forebay(
         "mount", f"s3://{lab.bucket}", forebay.mountpoint, "--by-label", "class", code=UsageError.exit_code
