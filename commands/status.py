@@ -119,6 +119,7 @@ def describe(one: Mapping[str, Any], before: Mapping[str, Any] | None) -> str:
     if before is not None and before.get("state") == "serving":
         lines.append("  now     " + _rates(one, before))
     lines.append("  fetched " + _fetched(cache))
+    lines += _names(one["view"])
     lines += [f"  store   {line}" for store in one["stores"] for line in _store(store)]
     if one["metrics_port"]:
         lines.append(f"  metrics port {one['metrics_port']}")
@@ -182,8 +183,30 @@ def _fetched(cache: Mapping[str, Any]) -> str:
     return text
 
 
+def _names(view: Mapping[str, Any]) -> list[str]:
+    """What is known of the names of a live bucket; a snapshot knows all of its names."""
+    if "entries_known" not in view:
+        return []
+    lines = []
+    if view["entries_known"]:
+        lines.append(
+            f"  names   {amounts.format_count(view['entries_known'])} in {amounts.format_count(view['folders_known'])} folders"
+            f" known, {amounts.format_size(view['listing_bytes'])}"
+        )
+    if view["stale_since_s"] is not None:
+        ago = amounts.format_duration(max(time.time() - view["stale_since_s"], 0))
+        lines.append(f"  names   are served as they were last known, since {ago}: {view['stale_reason']}")
+    if view["skipped"]:
+        reasons = ", ".join(f"{count} with {reason}" for reason, count in view["skipped"].items())
+        lines.append(f"  hidden  keys that no path can name: {reasons}; such as {view['skipped_examples'][0]}")
+    return lines
+
+
 def _store(store: Mapping[str, Any]) -> list[str]:
     lines = []
+    if store["skipped"]:
+        reasons = ", ".join(f"{count} ({reason})" for reason, count in store["skipped"].items())
+        lines.append(f"{store['id']}: not shown: {reasons}")
     if store["down_since_s"] is not None:
         lines.append(
             f"{store['id']} is down since {amounts.format_duration(store['down_for_s'])}: {store['down_reason']}"

@@ -151,5 +151,6 @@ def _describe_store(store: UnderStore) -> dict[str, Any]:
         **numbers,
         "requests": dict(counters.requests),
         "errors": dict(counters.errors),
+        "skipped": dict(counters.skipped),
         "down_for_s": down_for_s,
     }

@@ -150,7 +150,7 @@ class ListingBuilder:
             rows = {row for row, name in enumerate(files) if folders.find(name) >= 0}
         rows.discard(-1)
         for row in sorted(rows):
-            self._report(files[row], "a folder has the same name")
+            self._report(files[row], "a folder of the same name")
         return rows
 
     def _take(self, rows: Sequence[int], files: NameColumn, etags: bytes) -> tuple[NameColumn, bytes]:

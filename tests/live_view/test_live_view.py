@@ -235,7 +235,7 @@ async def test_what_a_folder_cannot_show_is_in_its_attributes() -> None:
     d = await s.at("d")
     assert await s.names_in(d.ino) == [b"a", b"ok"]
     skipped = json.loads(s.view.xattrs(d.ino)["user.forebay.skipped"])
-    assert skipped["counts"] == {"a folder has the same name": 1, "an empty name in the path": 1}
+    assert skipped["counts"] == {"a folder of the same name": 1, "an empty name in the path": 1}
     assert s.view.xattrs(ROOT_INO) == {}
 
 

@@ -84,7 +84,7 @@ def test_unpathlike_keys_are_reported_and_hide_nothing() -> None:
         "a name that is . or ..": 3,
         "a name with a NUL byte": 2,
         "a name above 255 bytes": 1,
-        "a folder has the same name": 1,
+        "a folder of the same name": 1,
     }
     assert len(found.skipped.examples) == 5
     assert found.etag(found.find(b"ok")) == "e6"

@@ -315,6 +315,6 @@ async def test_keys_that_are_not_shown_are_counted_and_logged_once(caplog: pytes
     s.clock.now_s += 11
     await s.names.listing(root)
     stats = s.names.stats()
-    assert stats.skipped == {"a folder has the same name": 1, "an empty name in the path": 1}
+    assert stats.skipped == {"a folder of the same name": 1, "an empty name in the path": 1}
     assert len(stats.skipped_examples) == 2
     assert sum("not shown" in record.message for record in caplog.records) == 1

@@ -68,7 +68,7 @@ async def test_links_inside_are_followed_and_others_are_not_shown(store: FolderS
         listening.bind(os.path.relpath(root / "socket"))  # noqa: ASYNC240
         page = await store.list_page("")
     assert page.keys == ["folder/file", "to-file", "to-folder/file"]
-    assert set(store.skipped) == {
+    assert set(store.counters.skipped) == {
         "a link that leaves the folder",
         "a link to nothing",
         "a link that leads in a circle",

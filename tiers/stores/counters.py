@@ -15,6 +15,7 @@ class StoreCounters:
 
     requests: Counter[str] = field(default_factory=Counter)
     errors: Counter[str] = field(default_factory=Counter)
+    skipped: Counter[str] = field(default_factory=Counter)
     retries: int = 0
     refused_fast: int = 0
     bytes_read: int = 0

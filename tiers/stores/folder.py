@@ -5,7 +5,7 @@ version; it is checked before and after the bytes are read. What it cannot see i
 Keys are paths relative to the folder; bytes that are no UTF-8 are held as surrogate escapes.
 
 Symlinks are followed as long as they stay inside the folder. Those that leave it, links to nothing, loops, devices,
-sockets and pipes are not shown; `skipped` counts them by reason and each is logged once. An empty directory is listed
+sockets and pipes are not shown; `counters.skipped` counts them by reason and each is logged once. An empty directory is listed
 as a folder marker (`name/`, 0 bytes), as tools leave them in buckets.
 
 Writes go to a hidden file in the same directory, are fsynced and then renamed (linked, for `if_absent`), under a lock
@@ -21,7 +21,6 @@ import logging
 import os
 import secrets
 import stat
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -71,7 +70,6 @@ class FolderStore:
     def __init__(self, folder: Path, options: StoreOptions) -> None:
         self._root = os.path.abspath(folder)
         self.id = "file://" + quote(os.fsencode(self._root))
-        self.skipped: Counter[str] = Counter()
         self._logged_skips: set[str] = set()
         self._cursors = ListingCursors()
         threads = min(MAX_THREADS, options.max_connections)
@@ -420,7 +418,7 @@ class FolderStore:
         """Count and log (once) what is not shown."""
         if key in self._logged_skips:
             return
-        self.skipped[reason] += 1
+        self.counters.skipped[reason] += 1
         if len(self._logged_skips) < MAX_LOGGED_SKIPS:
             self._logged_skips.add(key)
             logger.warning("%s: %r is not shown: %s", self.id, key, reason)
