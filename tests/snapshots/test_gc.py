@@ -3,6 +3,7 @@
 All collectors here have no grace period, so that only the protocol protects what runs.
 """
 
+import contextlib
 import os
 import socket
 from collections.abc import Callable, Iterator
@@ -167,13 +168,14 @@ def test_what_is_used_in_the_middle_of_a_sweep_is_whole_or_refused(
     collector.mark()
     original: Callable[..., Any] = getattr(repo.meta, method)
     used: list[Snapshot] = []
+    holds = contextlib.ExitStack()
 
     def meanwhile(*arguments: Any) -> Any:
         monkeypatch.setattr(repo.meta, method, original)
         try:
             snapshot = open_repository_like(repo).resolve(text)
             if use == "mount":
-                repo.hold(snapshot, purpose="mount", what="m")
+                holds.enter_context(repo.hold(snapshot, purpose="mount", what="m"))
             elif use == "tag":
                 repo.tag(text, "again")
             else:
@@ -195,6 +197,7 @@ def test_what_is_used_in_the_middle_of_a_sweep_is_whole_or_refused(
         if use != "mount":
             assert repo.resolve("d@again").root == snapshot.root
             assert next(repo.log("d@again")).id == repo.resolve("d@again").commit.id
+    holds.close()
 
 
 def test_an_import_of_condemned_pages_keeps_them(repo: Repository) -> None:

@@ -49,8 +49,11 @@ def test_a_lease_that_was_lost_is_noticed_and_taken_anew(repo: Repository) -> No
 
 
 def test_no_thread_and_no_lease_is_left_behind(repo: Repository) -> None:
+    before = set(threading.enumerate())
+
     def ours() -> list[str]:
-        return [thread.name for thread in threading.enumerate() if thread.name.startswith("forebay-")]
+        started = set(threading.enumerate()) - before
+        return [thread.name for thread in started if thread.name.startswith("forebay-")]
 
     repo.edit("d", [puts(batch_of([entry("b")]))])
     with repo.hold(repo.resolve("d"), purpose="mount", what="m"):
