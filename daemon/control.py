@@ -73,6 +73,10 @@ class ControlServer:
             return await handler(request)
         except ForebayError as error:
             return error_response(error)
+        except web.HTTPRequestEntityTooLarge:
+            return error_response(
+                UsageError(f"the request is larger than {MAX_BODY_BYTES} bytes", remedy="split the list of paths")
+            )
         except web.HTTPException as error:
             return error_response(
                 UsageError(f"the control socket has no call {request.method} {request.path}: {error.reason}")

@@ -4,20 +4,25 @@ The same code runs behind the control socket of a mount and in a `forebay prefet
 """
 
 import asyncio
+import contextlib
+import logging
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ..cache import prefetch as cache_prefetch
-from ..cache.prefetch import Prefetch, Wanted, make_plan
+from ..cache.prefetch import Prefetch, Progress, Wanted, make_plan
 from ..cache.tier_set import TierName
-from ..errors import ObjectNotFound, UsageError
+from ..errors import ForebayError, ObjectNotFound, UsageError
 from ..tiers.version import ObjectVersion
 from .service import Service
 from .sources import Source
 
+log = logging.getLogger(__name__)
+
 LOOKUPS_AT_ONCE = 64
+COUNTED_PATHS = 16
 MOST_EXAMPLES = 100
 
 Report = Callable[[dict[str, Any]], None]
@@ -73,6 +78,49 @@ class NotFound:
             self.examples.append(path)
 
 
+@dataclass
+class Totals:
+    """How much is asked for in all, found out while the prefetch runs already.
+
+    A prefetch streams what it is asked for, so it learns the total only at its end. For a progress bar with a time left,
+    a second listing runs ahead of it; it is cheap beside the fetching. A long list of paths is not looked up twice.
+    """
+
+    objects: int | None = None
+    size_bytes: int | None = None
+
+    def added_to(self, now: Progress) -> dict[str, Any]:
+        document = asdict(now)
+        if self.objects is not None and self.size_bytes is not None:
+            document |= {"total_objects": self.objects, "total_bytes": self.size_bytes}
+            if now.rate_bytes_s > 0:
+                document["eta_s"] = max(self.size_bytes - now.size_bytes, 0) / now.rate_bytes_s
+        return document
+
+    @contextlib.asynccontextmanager
+    async def counted(self, source: Source, paths: Sequence[str]) -> AsyncIterator[None]:
+        """Count for the time of the `with`, beside what happens in it."""
+        counting = asyncio.create_task(self._count(source, paths))
+        try:
+            yield
+        finally:
+            counting.cancel()
+            await asyncio.gather(counting, return_exceptions=True)
+
+    async def _count(self, source: Source, paths: Sequence[str]) -> None:
+        if len(paths) > COUNTED_PATHS:
+            return
+        objects = size_bytes = 0
+        try:
+            async for item in entries(source, paths, NotFound()):
+                objects += 1
+                size_bytes += item.version.size
+        except ForebayError as error:
+            log.debug("what is asked for cannot be counted, the prefetch will say why: %s", error)
+            return
+        self.objects, self.size_bytes = objects, size_bytes
+
+
 async def run(service: Service, source: Source, request: PrefetchRequest, report: Report) -> dict[str, Any]:
     """Do it; the answer is the receipt (or the plan) as JSON, with `complete` and `not_found` in it.
 
@@ -83,15 +131,17 @@ async def run(service: Service, source: Source, request: PrefetchRequest, report
     if request.mode == "plan":
         answer = (await make_plan(service.cache, wanted, to=request.to)).to_json()
         return answer | {"source": source.name.text, "not_found": asdict(not_found)}
+    totals = Totals()
     prefetch = Prefetch(
         service.cache,
         to=request.to,
         lease_s=request.lease_s,
         owner=request.owner,
         purpose=request.describe(source.name.text),
-        progress=lambda now: report(asdict(now)),
+        progress=lambda now: report(totals.added_to(now)),
     )
-    receipt = await (prefetch.check(wanted) if request.mode == "check" else prefetch.run(wanted))
+    async with totals.counted(source, request.paths):
+        receipt = await (prefetch.check(wanted) if request.mode == "check" else prefetch.run(wanted))
     answer = receipt.to_json()
     answer["complete"] = answer["complete"] and not not_found.count
     return answer | {"source": source.name.text, "not_found": asdict(not_found)}

@@ -112,6 +112,13 @@ def test_interrupted_through_a_mount_is_cancelled_there(forebay: CommandLine, bu
     bucket.proxy.fault = Fault.delay(0.2, only="GET")
     process = forebay.start("prefetch", where)
     bucket.proxy.wait_for(3, "GET")
+
+    def total() -> object:
+        (job,) = forebay.status(where)["jobs"]
+        return job["state"] == "running" and job["progress"].get("total_objects")
+
+    wait_until(total, "the total to be known while it runs")
+    assert total() == 41
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=60)
     assert process.returncode == 130
