@@ -10,7 +10,8 @@ class StoreCounters:
 
     `requests` counts attempts by kind (`get`, `list`, `head`, `put`, `copy`, `delete`, `multipart`, `check`), each
     retry anew. `errors` counts calls that failed in the end, by the `kind` of the error. `refused_fast` are calls that
-    were not tried, since the store was known to be down.
+    were not tried, since the store was known to be down. `skipped` are things in a folder that are no objects (links that
+    leave it, devices...), by reason.
     """
 
     requests: Counter[str] = field(default_factory=Counter)
