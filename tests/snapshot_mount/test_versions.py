@@ -72,11 +72,9 @@ async def test_a_version_is_opened_once_and_closed_with_the_process(
     for name in (None, "pets@v1"):
         async with beside.at(name) as source:
             assert source.name is main_source.name
-    assert len(opened.sources) == 1
-    assert not opened.sources[0].is_closed
+    assert [source.is_closed for source in opened.sources] == [False]
     await beside.close()
-    assert opened.sources[0].is_closed
-    assert not main_source.is_closed
+    assert [source.is_closed for source in (*opened.sources, main_source)] == [True, False]
 
 
 async def test_the_one_used_longest_ago_makes_room_but_never_one_in_use(beside: Versions, opened: Opened) -> None:
