@@ -50,6 +50,8 @@ def examine(source: str | None, settings: config.Settings, *, measure_speed: boo
     yield check_ram(settings)
     for folder in settings.cache_dir or (config.default_cache_dir(),):
         yield from check_cache_disk(folder, measure_speed=measure_speed)
+    if settings.meta_url is not None:
+        yield check_metadata(settings)
     if source is not None:
         yield from check_source(source, settings)
 
@@ -211,6 +213,21 @@ def disk_speed(folder: Path) -> tuple[float, float]:
             os.pread(file.fileno(), len(block), index * len(block))
         read_s = time.perf_counter() - start
     return SPEED_PROBE_BYTES / write_s, SPEED_PROBE_BYTES / read_s
+
+
+def check_metadata(settings: config.Settings) -> Finding:
+    """Whether the versions of data sets can be read where the settings say they are."""
+    from ..snapshots import open_meta
+
+    where = config.TABLE["meta-url"].show(settings.meta_url)
+    start = time.perf_counter()
+    try:
+        with contextlib.closing(open_meta(settings.meta_url, timeout_s=PROBE_TIMEOUT_S)) as meta:
+            count = len(meta.dataset_names())
+    except ForebayError as error:
+        return Finding("metadata", "fail", error.message, error.remedy or "check meta-url, and whether the server runs")
+    took = amounts.format_duration(time.perf_counter() - start)
+    return Finding("metadata", "ok", f"{where} answers in {took}; {count} data sets")
 
 
 def check_source(source: str, settings: config.Settings) -> Iterator[Finding]:

@@ -39,6 +39,15 @@ def test_nothing_works(forebay: CommandLine) -> None:
     assert "-> check the address" in done.stdout
 
 
+def test_metadata(forebay: CommandLine, tmp_path: Path) -> None:
+    away = forebay("doctor", "--no-speed", "--meta-url", "mongodb://user:hunter2@127.0.0.1:1/x")
+    assert away.returncode == 1
+    assert "fail  metadata" in away.stdout
+    assert "hunter2" not in away.stdout + away.stderr
+    there = forebay.ok("doctor", "--no-speed", "--meta-url", f"sqlite:///{tmp_path / 'meta.db'}")
+    assert "ok    metadata" in there
+
+
 def test_fuse_device_missing(tmp_path: Path) -> None:
     finding = checkup.check_fuse_device(tmp_path / "fuse")
     assert finding.grade == "fail"
