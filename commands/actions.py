@@ -30,6 +30,7 @@ class Action:
     run: Callable[[argparse.Namespace, config.Settings], int]
     epilog: str = ""
     settings: Sequence[str] = ()
+    json_lines: bool = False  # with `--json`, one document per line rather than one
 
 
 def add_actions(parser: argparse.ArgumentParser, actions: Sequence[Action]) -> None:
@@ -45,7 +46,7 @@ def add_actions(parser: argparse.ArgumentParser, actions: Sequence[Action]) -> N
             allow_abbrev=False,
         )
         action.configure(sub)
-        frame.add_json(sub)
+        frame.add_json(sub, "answer as JSON, one line for each" if action.json_lines else "answer as one JSON document")
         frame.add_settings(sub, "meta-url", *action.settings)
 
 

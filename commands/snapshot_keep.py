@@ -205,7 +205,7 @@ def _gc_document(report: GcReport, did: str) -> dict[str, Any]:
 
 KEEP = (
     Action(
-        "verify", "check that every object is still the version that was recorded", _configure_verify, _verify,
+        "verify", "check that every object is still the version that was recorded", _configure_verify, _verify, json_lines=True,
         epilog="Exit status 0 if all are; see docs/exit-codes.md for the others.\n\n"
         "example:\n  forebay snapshot verify pets@v7 --list drift.jsonl\n",
         settings=STORE_SETTINGS,

@@ -406,16 +406,16 @@ def _output(name: str) -> Iterator[IO[bytes]]:
 LOOK = (
     Action("list", "list the versions of a data set, newest first", _configure_dataset, _list),
     Action(
-        "log", "show the history as a graph: who made what from what, and how", _configure_log, _log,
+        "log", "show the history as a graph: who made what from what, and how", _configure_log, _log, json_lines=True,
         epilog="examples:\n  forebay snapshot log pets\n  forebay snapshot log pets@paper-2026 --oneline\n",
     ),
     Action("show", "show one version", _configure_show, _show),
     Action(
-        "ls", "list what is in a version, like ls", _configure_ls, _ls,
+        "ls", "list what is in a version, like ls", _configure_ls, _ls, json_lines=True,
         epilog="examples:\n  forebay snapshot ls pets@v7\n  forebay snapshot ls pets@v7 cats -l\n",
     ),
     Action(
-        "diff", "show what was added, removed and changed between two versions", _configure_diff, _diff,
+        "diff", "show what was added, removed and changed between two versions", _configure_diff, _diff, json_lines=True,
         epilog="+ added, - removed, ~ other content, l other labels, . other time or hash\n\n"
         "example:\n  forebay snapshot diff pets@v6 pets@v7 --stat\n",
     ),
