@@ -2,7 +2,7 @@
 
 As root by mount(2); otherwise by `fusermount3`, which mounts for us and hands the descriptor over a socket. Every refusal
 says why and what to do. Nothing here asks a mounted file system a question that could hang: the mount table is read
-instead, and the one needed `stat` runs in a child process with a deadline.
+instead, and the one needed `statfs` runs in a child process with a deadline.
 
 A mount whose server died answers ENOTCONN ("dead"). `prepare` takes such a mountpoint over when it was Forebay's.
 """
@@ -88,8 +88,11 @@ def _make_room(path: str, entry: MountEntry) -> None:
 
 
 def probe(path: str) -> Literal["alive", "dead", "hangs"]:
-    """Whether the mount at `path` answers. Asks in a child process, since such a question can hang for ever."""
-    question = "import os, sys\ntry: os.stat(sys.argv[1])\nexcept OSError as e: sys.exit(e.errno)"
+    """Whether the mount at `path` answers. Asks in a child process, since such a question can hang for ever.
+
+    The question is statfs: the kernel answers stat from the attributes it keeps, also when the server is dead.
+    """
+    question = "import os, sys\ntry: os.statvfs(sys.argv[1])\nexcept OSError as e: sys.exit(e.errno)"
     child = subprocess.Popen(
         [sys.executable, "-I", "-S", "-c", question, path],
         stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,

@@ -47,7 +47,7 @@ def test_options_that_make_no_sense(
         ("s3://no-such-bucket-anywhere", 13, "no such bucket"),
         ("file:///no/such/folder", 13, "no such folder"),
         ("s3://", 2, "no name of a bucket"),
-        ("bucket", 2, "not a URL"),
+        ("bucket", 2, "neither a URL"),
         ("/some/folder", 2, "file:///some/folder"),
         ("nonsense://x", 2, "nonsense"),
     ],
