@@ -45,8 +45,14 @@ class Deletions:
     async def delete(self, doomed: Doomed) -> bool:
         """Work on one entry; False if it has to wait. Raises StoreError."""
         key = os.fsdecode(doomed.key)
+        # What doomed it must be durable: after a crash the name would be back, and its object gone.
+        await self.ledger.barrier()
         with self.ledger.locked() as state:
-            if not self.is_possible(state, doomed) or doomed.key in self.read_keys():
+            if (
+                state.doomed.get(doomed.key) != doomed
+                or not self.is_possible(state, doomed)
+                or doomed.key in self.read_keys()
+            ):
                 return False
             replaced = self._live(state, doomed.key) is not None
             self.busy_keys.add(doomed.key)

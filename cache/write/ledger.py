@@ -121,12 +121,22 @@ class Ledger:
                 await asyncio.to_thread(self.take_in)
             result, step = self._begin(operation)
             while step is not None and step.outcome is _Outcome.WAITING:
-                if self._drain is None or self._drain.done():
-                    self._drain = asyncio.get_running_loop().run_in_executor(None, self._commit_pending)
-                await asyncio.shield(self._drain)
+                await self._drained()
             if self._finish(step):
                 return result
         raise MetadataUnavailable(f"{self._records.label}: others changed the same records {RACES} times in a row")
+
+    async def barrier(self) -> None:
+        """Return when everything that the state holds now is durable, or undone."""
+        with self._lock:
+            last = self._pending[-1] if self._pending else None
+        while last is not None and last.outcome is _Outcome.WAITING:
+            await self._drained()
+
+    async def _drained(self) -> None:
+        if self._drain is None or self._drain.done():
+            self._drain = asyncio.get_running_loop().run_in_executor(None, self._commit_pending)
+        await asyncio.shield(self._drain)
 
     def take_in(self) -> None:
         """Learn what other mounts committed; nothing to do for an embedded store."""

@@ -436,6 +436,8 @@ class Uploads:
                     fields["dirty_since_ns"] = 0
                 if node.kind == Kind.FILE:
                     fields["base"], fields["base_limit"] = published, published.size
+        if draft is not None and "base" in fields and node.base is not None and draft.base == node.base:
+            draft.rebased[node.base] = published
         if fields:
             step.put(msgspec.structs.replace(node, **fields))
 
