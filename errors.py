@@ -153,6 +153,14 @@ class DirtyDataMissing(TierError):
     exit_code = 24
 
 
+class MetadataTooLarge(TierError):
+    """Extended attributes of a file go beyond what the metadata of an object can hold."""
+
+    kind = "metadata_too_large"
+    exit_code = 25
+    errno = _errno.ENOSPC
+
+
 # --- The mount and its commands. -------------------------------------------------------------------------
 
 

@@ -8,6 +8,7 @@ asking it is I/O and is done before. The rules that all of them keep:
 - A folder whose last entry goes keeps standing: it gets a marker.
 """
 
+import errno
 import os
 import random
 from collections.abc import Callable
@@ -64,7 +65,7 @@ class Operations:
             child = state.child(node.id, name)
             if child is None:
                 if node.lower is None:
-                    raise FileNotFoundError(path)
+                    raise _missing(path)
                 child = self._new(
                     state,
                     node,
@@ -77,9 +78,9 @@ class Operations:
                 )
                 step.put(child)
             elif child.kind == Kind.WHITEOUT:
-                raise FileNotFoundError(path)
+                raise _missing(path)
             elif child.kind != Kind.DIRECTORY:
-                raise NotADirectoryError(path)
+                raise _no_folder(path)
             node = child
         return node
 
@@ -105,18 +106,9 @@ class Operations:
     def mkdir(self, step: Step, state: State, path: bytes, attributes: Attributes, shown: Shown) -> Node:
         parent, name = self._parent(step, state, path)
         covers = self._free_slot(state, parent, name, shown)
-        lower = None if covers or parent.lower is None else parent.lower + name + b"/"
-        now_ns = self.now_ns()
+        # Opaque: there is nothing to show through, and so nothing to be asked for what is made in it. See `Retirement`.
         node = self._new(
-            state,
-            parent,
-            name,
-            Kind.DIRECTORY,
-            attributes,
-            generation=1,
-            dirty_since_ns=now_ns,
-            lower=lower,
-            covers=covers,
+            state, parent, name, Kind.DIRECTORY, attributes, generation=1, dirty_since_ns=self.now_ns(), covers=covers
         )
         step.put(node)
         return node
@@ -145,14 +137,14 @@ class Operations:
                 return self.adopt(step, state, path, shown)
             if isinstance(shown, ListedFolder):
                 return self.ensure_folder(step, state, path)
-        raise FileNotFoundError(path)
+        raise _missing(path)
 
     def change(self, step: Step, node: Node, **fields: object) -> Node:
         """Change attributes of a node, which makes it dirty. A file that was never recorded stays so."""
         now_ns = self.now_ns()
         fields.setdefault("ctime_ns", now_ns)
         if node.id == ROOT_ID:
-            raise PermissionError("the top of a mount has the attributes of the mount")
+            raise PermissionError(errno.EPERM, "the top of a mount has the attributes of the mount")
         if node.is_recorded or node.base is not None:
             fields["generation"] = node.generation + 1
             fields["dirty_since_ns"] = node.dirty_since_ns or now_ns
@@ -171,7 +163,7 @@ class Operations:
         parent, name = self._parent(step, state, path)
         node = self._live(state, parent, name, shown, path)
         if isinstance(shown, ListedFolder) or (node is not None and node.kind == Kind.DIRECTORY):
-            raise IsADirectoryError(path)
+            raise _a_folder(path)
         self._vacate(step, state, parent, name, node, shown, keep_inline=keep_inline)
         self._keep_folder(step, state, parent)
         return node
@@ -184,7 +176,7 @@ class Operations:
         parent, name = self._parent(step, state, path)
         node = self._live(state, parent, name, shown, path)
         if isinstance(shown, Listed) or (node is not None and node.kind != Kind.DIRECTORY):
-            raise NotADirectoryError(path)
+            raise _no_folder(path)
         self._vacate_folder(step, state, parent, name, node)
         self._keep_folder(step, state, parent)
 
@@ -197,7 +189,7 @@ class Operations:
         A folder must be replaced by a folder, and an empty one (the caller has seen that the listing shows nothing in it).
         """
         if new.startswith(old + b"/"):
-            raise OSError(22, "a folder cannot be moved into itself", os.fsdecode(new))
+            raise OSError(errno.EINVAL, "a folder cannot be moved into itself", os.fsdecode(new))
         old_parent, old_name = self._parent(step, state, old)
         new_parent, new_name = self._parent(step, state, new)
         self._live(state, old_parent, old_name, shown_old, old)
@@ -213,11 +205,11 @@ class Operations:
         if old == new:
             return None
         if there and not replace:
-            raise FileExistsError(new)
+            raise _exists(new)
         if there and source.kind == Kind.DIRECTORY and not victim_is_folder:
-            raise NotADirectoryError(new)
+            raise _no_folder(new)
         if there and source.kind != Kind.DIRECTORY and victim_is_folder:
-            raise IsADirectoryError(new)
+            raise _a_folder(new)
         if victim_is_folder:
             self._vacate_folder(step, state, new_parent, new_name, victim)
         elif there:
@@ -233,7 +225,7 @@ class Operations:
     ) -> None:
         """Swap two names, of whatever kind. Both must be there."""
         if first.startswith(second + b"/") or second.startswith(first + b"/"):
-            raise OSError(22, "a folder cannot be moved into itself", os.fsdecode(second))
+            raise OSError(errno.EINVAL, "a folder cannot be moved into itself", os.fsdecode(second))
         one = self.node_at(step, state, first, shown_first)
         two = self.node_at(step, state, second, shown_second)
         if one.id == two.id:
@@ -267,10 +259,10 @@ class Operations:
         child = state.child(parent.id, name)
         if child is not None:
             if child.kind != Kind.WHITEOUT:
-                raise FileExistsError(name)
+                raise _exists(name)
             return True
         if shown is not None and parent.lower is not None:
-            raise FileExistsError(name)
+            raise _exists(name)
         return False
 
     def _live(self, state: State, parent: Node, name: bytes, shown: Shown, path: bytes) -> Node | None:
@@ -278,10 +270,10 @@ class Operations:
         child = state.child(parent.id, name)
         if child is None:
             if shown is None or parent.lower is None:
-                raise FileNotFoundError(path)
+                raise _missing(path)
             return None
         if child.kind == Kind.WHITEOUT:
-            raise FileNotFoundError(path)
+            raise _missing(path)
         return child
 
     def _vacate(
@@ -306,7 +298,7 @@ class Operations:
         if node is not None:
             for child in list(state.children.get(node.id, {}).values()):
                 if child.kind != Kind.WHITEOUT:
-                    raise OSError(39, "folder is not empty", os.fsdecode(name))
+                    raise OSError(errno.ENOTEMPTY, "folder is not empty", os.fsdecode(name))
                 step.remove(child)
             marker = node.remote.key if node.remote is not None else node.lower
             covers = node.covers or node.remote is not None or node.id in state.attempt_of
@@ -348,3 +340,19 @@ class Operations:
         if known is None or known.etag != etag:
             recheck = known is not None and known.recheck
             step.put(Doomed(key, etag, self.now_ns(), recheck=recheck, writer=self.writer))
+
+
+def _missing(path: bytes) -> FileNotFoundError:
+    return FileNotFoundError(errno.ENOENT, "no such file or folder", os.fsdecode(path))
+
+
+def _exists(path: bytes) -> FileExistsError:
+    return FileExistsError(errno.EEXIST, "the name is taken", os.fsdecode(path))
+
+
+def _no_folder(path: bytes) -> NotADirectoryError:
+    return NotADirectoryError(errno.ENOTDIR, "not a folder", os.fsdecode(path))
+
+
+def _a_folder(path: bytes) -> IsADirectoryError:
+    return IsADirectoryError(errno.EISDIR, "a folder", os.fsdecode(path))

@@ -37,6 +37,8 @@ class WriteOptions:
     low_watermark_bytes: int = 32 * 1024 * MIB
     # Clean files whose attributes and inode are remembered.
     max_clean_records: int = 200_000
+    # How long whiteouts and opaque folders stay at least: longer than a listing that was asked before can take to arrive.
+    retire_after_s: float = 120.0
     # Files up to this size live in their record.
     inline_bytes: int = 32 * 1024
     # Uploads: files at once; part size and parts at once over all files.

@@ -50,6 +50,7 @@ class Retirement:
     drafts: dict[int, Draft]
     delete_data: Callable[[str], None]
     listing: Listing | None
+    now_ns: Callable[[], int]
     in_use: Callable[[int], bool]
     evicted_bytes: int = 0
 
@@ -72,7 +73,13 @@ class Retirement:
         if len(self.ledger.state.clean) > self.options.max_clean_records:
             await self.ledger.run_async(self._drop_nodes)
         for folder_id in list(islice(self.ledger.state.opaque, BATCH)):
+            with self.ledger.locked() as state:  # behind the others, so that each has its turn
+                if folder_id in state.opaque:
+                    state.opaque[folder_id] = state.opaque.pop(folder_id)
             await self._open_up(folder_id, self.listing)
+
+    def _is_young(self, node: Node) -> bool:
+        return 0 <= self.now_ns() - node.ctime_ns < self.options.retire_after_s * 1e9
 
     def _is_above(self, limit_bytes: int) -> bool:
         state = self.ledger.state
@@ -110,6 +117,9 @@ class Retirement:
         assert self.listing is not None
         for parent, name in list(islice(state.whiteouts, BATCH)):
             whiteout = state.children[parent][name]
+            if self._is_young(whiteout):
+                state.whiteouts[parent, name] = state.whiteouts.pop((parent, name))
+                continue
             folder = state.by_id.get(parent)
             if folder is not None and folder.lower is not None:
                 key = folder.lower + name
@@ -155,7 +165,7 @@ class Retirement:
     def _own_prefix(self, state: State, folder_id: int) -> bytes | None:
         """The prefix that an opaque folder may show, or None while something below it must stay hidden."""
         folder = state.by_id.get(folder_id)
-        if folder is None or folder.lower is not None or folder.moving:
+        if folder is None or folder.lower is not None or folder.moving or self._is_young(folder):
             return None
         above: Node | None = folder
         while above is not None and above.parent:

@@ -169,6 +169,8 @@ class Uploads:
         key = state.key_of(node)
         if key is None or key in self.busy_keys or state.base_users.get(key, set()) - {node_id}:
             return None
+        if any(attempt.key == key for attempt in state.attempts.values()):
+            return None  # of another node, and of unknown outcome: what the key holds is not known before it is settled
         if state.is_in_the_way(key):
             return None  # stores that are file systems inside need the old file or folder of that name gone first
         attempt = Attempt(

@@ -15,13 +15,15 @@ for the under store happens in coroutines only.
 
 import asyncio
 import dataclasses
+import errno
 import logging
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
 
-from ...errors import BaseGone, Incomplete, ObjectChanged, ObjectNotFound, TierFull
+from ...errors import BaseGone, Incomplete, MetadataTooLarge, ObjectChanged, ObjectNotFound, TierFull
 from ...tiers.durable import DurableTier
 from ...tiers.understore import Buffer, MultipartStore
 from .budget import ByteBudget
@@ -99,13 +101,15 @@ class WriteSide:
         read_base: ReadBase | None = None,
         listing: Listing | None = None,
         in_use: Callable[[int], bool] = lambda node_id: False,
+        keys_read: Callable[[], set[bytes]] = set,
         now_ns: Callable[[], int] = time.time_ns,
         writer: int = 1,
     ) -> None:
         """Starts nothing and does no I/O.
 
         `read_base` reads object versions, through the cache if there is one; `listing` is what the mount shows where no
-        node decides, and without it records are kept for good; `in_use` says whether somebody knows a node by its id.
+        node decides, and without it records are kept for good; `in_use` says whether somebody knows a node by its id;
+        `keys_read` gives keys of objects that are open without a node.
         """
         self.options = options or WriteOptions()
         self.tier = tier
@@ -124,12 +128,13 @@ class WriteSide:
         self.deletions = Deletions(self.ledger, store, self.options, now_ns, self._keys_read, self.uploads.busy_keys)
         self.relocation = Relocation(self.ledger, self.operations, store)
         self.retirement = Retirement(
-            self.ledger, self.options, self.files.drafts, self.files.delete_data, listing, in_use
+            self.ledger, self.options, self.files.drafts, self.files.delete_data, listing, now_ns, in_use
         )
         self.writeback = Writeback(
             self.ledger, self.uploads, self.deletions, self.relocation, self.retirement, self.options, now_ns,
             self._sync_open, self._writer_count,
         )  # fmt: skip
+        self._other_keys_read = keys_read
         self._task: asyncio.Task[None] | None = None
 
     # --- Life. -------------------------------------------------------------------------------------------
@@ -191,7 +196,7 @@ class WriteSide:
         def operation(step: Step) -> OpenFile:
             node = self.operations.node_at(step, self.state, path, shown)
             if node.kind == Kind.DIRECTORY:
-                raise IsADirectoryError(path)
+                raise IsADirectoryError(errno.EISDIR, "a folder", os.fsdecode(path))
             return self.files.open_locked(node, writable=writable)
 
         file = self.ledger.run(operation)
@@ -204,7 +209,7 @@ class WriteSide:
         with self.ledger.locked() as state:
             node = state.by_id.get(node_id)
             if node is None:
-                raise FileNotFoundError(f"node {node_id:x}")
+                raise FileNotFoundError(errno.ENOENT, "the file is gone")
             return self.files.open_locked(node, writable=writable)
 
     def mkdir(self, path: bytes, attributes: Attributes, shown: Shown = None) -> Node:
@@ -280,7 +285,7 @@ class WriteSide:
         return node
 
     def set_xattr(self, path: bytes, name: bytes, value: bytes | None, shown: Shown = None) -> None:
-        """Set or (None) remove an extended attribute. Raises OSError ENOSPC beyond what object metadata holds, ENODATA."""
+        """Set or (None) remove an extended attribute. Raises MetadataTooLarge, OSError ENODATA."""
 
         def operation(step: Step) -> None:
             node = self.operations.node_at(step, self.state, path, shown)
@@ -288,9 +293,11 @@ class WriteSide:
             if value is not None:
                 xattrs[name] = value
                 if not fits(xattrs):
-                    raise OSError(28, "extended attributes do not fit into object metadata (2 KiB)")
+                    raise MetadataTooLarge(
+                        f"the extended attributes of {os.fsdecode(path)} do not fit into 2 KiB of object metadata"
+                    )
             elif xattrs.pop(name, None) is None:
-                raise OSError(61, "no such extended attribute")
+                raise OSError(errno.ENODATA, "no such extended attribute")
             self.operations.change(step, node, xattrs=xattrs or None)
 
         self.ledger.run(operation)
@@ -438,7 +445,8 @@ class WriteSide:
 
     def _keys_read(self) -> set[bytes]:
         """Keys whose objects open files still read from. Wants the ledger's lock."""
-        return {draft.base.key for draft in self.files.drafts.values() if draft.base is not None}
+        bases = {draft.base.key for draft in self.files.drafts.values() if draft.base is not None}
+        return bases | self._other_keys_read()
 
     def _writer_count(self, node_id: int) -> int:
         draft = self.files.drafts.get(node_id)

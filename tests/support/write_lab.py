@@ -20,7 +20,7 @@ from forebay.tiers.durable import FolderTier
 from forebay.tiers.version import ObjectVersion
 
 PLAIN = Attributes(0o644, 0, 0)
-QUICK = {"writeback_delay_s": 0.0, "retry_first_s": 0.01, "retry_max_s": 0.05}
+QUICK = {"writeback_delay_s": 0.0, "retry_first_s": 0.01, "retry_max_s": 0.05, "retire_after_s": 0.0}
 FOLDER = "<folder>"
 
 
