@@ -178,6 +178,48 @@ class LiveView:
             if left == 0 and ino != ROOT_INO:
                 self._drop(ino)
 
+    # --- For a view in front that lays writes over this one. ------------------------------------------------------
+
+    def hold(self, ino: int) -> None:
+        """Count a lookup of an inode that is held."""
+        with self._lock:
+            if not self._table.lookups[ino]:
+                raise KeyError(f"inode {ino} is not held")
+            self._table.lookups[ino] += 1
+
+    def holds(self, ino: int) -> bool:
+        with self._lock:
+            return ino < len(self._table.lookups) and self._table.lookups[ino] > 0
+
+    def folder_at(self, prefix: bytes) -> int:
+        """The inode of the folder of that key prefix, without a place in the tree of this view, with a lookup counted."""
+        with self._lock:
+            folder = self._add_folder(None, b"", prefix)
+            self._table.lookups[folder.ino] += 1
+            return folder.ino
+
+    def prefix_of(self, ino: int) -> bytes:
+        """The key prefix of a folder inode."""
+        with self._lock:
+            folder = self._folder_at(ino)
+            if folder is None:
+                raise NotADirectoryError(self._path(ino))
+            return folder.prefix
+
+    def place_of(self, ino: int) -> tuple[int, bytes]:
+        """(folder inode, name) under which an inode was found; the folder is 0 for one that has no place."""
+        with self._lock:
+            table = self._table
+            place = table.places[ino]
+            if place == FOLDER:
+                folder = self._folder(table.rows[ino])
+                return (folder.parent.ino if folder.parent is not None else NO_INO), folder.name
+            if place == LOOSE:
+                loose = table.loose[ino]
+                return loose.folder.ino, loose.entry.name
+            slot = table.slot(place)
+            return slot.folder.ino, slot.listing.files[table.rows[ino]]
+
     def validate(self) -> None:
         """Check that arrays, slots and folders agree; for tests."""
         with self._lock:

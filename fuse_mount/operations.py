@@ -33,15 +33,16 @@ from .view import Absent, Kind, Node
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
+_S = TypeVar("_S", bound="ReadOnlyOperations")
 
 
-def _answered(
-    method: Callable[Concatenate["ReadOnlyOperations", int, _P], Coroutine[Any, Any, _T]],
-) -> Callable[Concatenate["ReadOnlyOperations", int, _P], Coroutine[Any, Any, _T]]:
+def answered(
+    method: Callable[Concatenate[_S, int, _P], Coroutine[Any, Any, _T]],
+) -> Callable[Concatenate[_S, int, _P], Coroutine[Any, Any, _T]]:
     """Let nothing but FUSEError out: anything else would end the session, or leave the request without an answer."""
 
     @functools.wraps(method)
-    async def wrapper(self: "ReadOnlyOperations", ino: int, /, *args: _P.args, **kwargs: _P.kwargs) -> _T:
+    async def wrapper(self: _S, ino: int, /, *args: _P.args, **kwargs: _P.kwargs) -> _T:
         task = asyncio.current_task()
         assert task is not None
         self._answering.add(task)
@@ -107,7 +108,7 @@ class ReadOnlyOperations(Pyfuse3Operations):
 
     # --- names and attributes ---------------------------------------------------------------------------
 
-    @_answered
+    @answered
     async def lookup(self, parent_inode: int, name: FileNameT, ctx: RequestContext) -> EntryAttributes:
         found = self.view.peek(parent_inode, name)
         if found is None:
@@ -121,7 +122,7 @@ class ReadOnlyOperations(Pyfuse3Operations):
             return absent
         return self._attributes(found)
 
-    @_answered
+    @answered
     async def getattr(self, inode: int, ctx: RequestContext) -> EntryAttributes:
         return self._attributes(self.view.node(inode))
 
@@ -163,13 +164,13 @@ class ReadOnlyOperations(Pyfuse3Operations):
 
     # --- contents ---------------------------------------------------------------------------------------
 
-    @_answered
+    @answered
     async def open(self, inode: int, flags: FlagT, ctx: RequestContext) -> FileInfo:
         if flags & os.O_ACCMODE != os.O_RDONLY:
             raise FUSEError(errno.EROFS)
         return FileInfo(fh=FileHandleT(inode), keep_cache=True)
 
-    @_answered
+    @answered
     async def read(self, fh: int, off: int, size: int) -> bytes:
         data = self.reads.now(fh, off, size)
         if data is None:
@@ -184,14 +185,14 @@ class ReadOnlyOperations(Pyfuse3Operations):
 
     # --- folders ----------------------------------------------------------------------------------------
 
-    @_answered
+    @answered
     async def opendir(self, inode: int, ctx: RequestContext) -> FileHandleT:
         directory = OpenDirectory(self.view, await self.view.open_directory(inode), inode, self.appearance)
         handle = next(self._handle_numbers)
         self._directories[handle] = directory
         return FileHandleT(handle)
 
-    @_answered
+    @answered
     async def readdir(self, fh: int, start_id: int, token: ReaddirToken) -> None:
         directory = self._directories.get(fh)
         if directory is None:
@@ -209,11 +210,11 @@ class ReadOnlyOperations(Pyfuse3Operations):
 
     # --- extended attributes ----------------------------------------------------------------------------
 
-    @_answered
+    @answered
     async def getxattr(self, inode: int, name: bytes, ctx: RequestContext) -> bytes:
         return self.xattrs.value(inode, name)
 
-    @_answered
+    @answered
     async def listxattr(self, inode: int, ctx: RequestContext) -> Sequence[bytes]:
         return self.xattrs.names(inode)
 

@@ -14,9 +14,11 @@ from pyfuse3 import (
     FlagT,
     FUSEError,
     InodeT,
+    ModeT,
     Operations,
     ReaddirToken,
     RequestContext,
+    SetattrFields,
     StatvfsData,
     readdir_reply,
 )
@@ -24,8 +26,8 @@ from pyfuse3 import (
 from ..errors import MountError
 
 __all__ = [
-    "EntryAttributes", "FUSEError", "FileHandleT", "FileInfo", "FileNameT", "FlagT", "InodeT", "Operations", "ReaddirToken",
-    "RequestContext", "Session", "StatvfsData", "readdir_reply",
+    "EntryAttributes", "FUSEError", "FileHandleT", "FileInfo", "FileNameT", "FlagT", "InodeT", "ModeT", "Operations", "ReaddirToken",
+    "RequestContext", "Session", "SetattrFields", "StatvfsData", "readdir_reply",
 ]  # fmt: skip
 
 pyfuse3.asyncio.enable()

@@ -90,6 +90,7 @@ class InitFlag(enum.IntFlag):
     MAX_PAGES = 1 << 22
     CACHE_SYMLINKS = 1 << 23
     NO_OPENDIR_SUPPORT = 1 << 24
+    HANDLE_KILLPRIV_V2 = 1 << 28
     INIT_EXT = 1 << 30
 
 
@@ -118,6 +119,56 @@ INIT_IN_FLAGS2 = struct.Struct("=16xI")
 # major, minor, max_readahead, flags, max_background, congestion_threshold, max_write, time_gran, max_pages,
 # map_alignment, flags2, unused[7]
 INIT_OUT = struct.Struct("=IIIIHHIIHHI28x")
+
+# fh, offset, size, write_flags, lock_owner, flags, padding; then the data
+WRITE_IN = struct.Struct("=QQIIQII")
+WRITE_OUT = struct.Struct("=II")
+# The writer lost the right to keep set-user-id and set-group-id bits.
+WRITE_KILL_SUIDGID = 1 << 2
+# flags, mode, umask, open_flags; then the name
+CREATE_IN = struct.Struct("=IIII")
+# mode, umask; then the name
+MKDIR_IN = struct.Struct("=II")
+# mode, rdev, umask, padding; then the name
+MKNOD_IN = struct.Struct("=IIII")
+# flags, open_flags
+OPEN_IN = struct.Struct("=II")
+# newdir; then two names
+RENAME_IN = struct.Struct("=Q")
+# newdir, flags, padding; then two names
+RENAME2_IN = struct.Struct("=QII")
+# fh; then unused, padding, lock_owner (FLUSH), or fsync_flags and padding (FSYNC)
+FLUSH_IN = struct.Struct("=Q")
+# valid, padding, fh, size, lock_owner, atime, mtime, ctime, atimensec, mtimensec, ctimensec, mode, unused, uid, gid, unused
+SETATTR_IN = struct.Struct("=IIQQQqqqIIIIIIII")
+# size, flags; then the name and the value
+SETXATTR_IN = struct.Struct("=II")
+# fh, offset, length, mode, padding
+FALLOCATE_IN = struct.Struct("=QQQII")
+
+
+class Valid(enum.IntFlag):
+    """Which fields of SETATTR are meant."""
+
+    MODE = 1 << 0
+    UID = 1 << 1
+    GID = 1 << 2
+    SIZE = 1 << 3
+    ATIME = 1 << 4
+    MTIME = 1 << 5
+    FH = 1 << 6
+    ATIME_NOW = 1 << 7
+    MTIME_NOW = 1 << 8
+    CTIME = 1 << 10
+    KILL_SUIDGID = 1 << 11
+
+
+class RenameFlag(enum.IntFlag):
+    """`flags` of RENAME2, as of renameat2(2)."""
+
+    NOREPLACE = 1
+    EXCHANGE = 2
+
 
 FORGET_IN = struct.Struct("=Q")
 BATCH_FORGET_IN = struct.Struct("=II")
@@ -155,6 +206,14 @@ def name_of(request: memoryview, at: int = HEADER_BYTES) -> bytes:
     if not raw.endswith(b"\0") or len(raw) == 1:
         raise ValueError(f"a request of {len(request)} bytes ends without a name")
     return raw[:-1]
+
+
+def names_of(request: memoryview, at: int) -> tuple[bytes, bytes]:
+    """Two names that end the request. Raises ValueError when there are not two."""
+    parts = bytes(request[at:]).split(b"\0")
+    if len(parts) != 3 or parts[2] or not parts[0] or not parts[1]:
+        raise ValueError(f"a request of {len(request)} bytes does not end with two names")
+    return parts[0], parts[1]
 
 
 def caller_of(request: memoryview) -> tuple[int, int, int]:

@@ -21,7 +21,7 @@ class Xattrs:
 
     def __init__(self, view: View, facts: CacheFacts) -> None:
         self._view = view
-        self._facts = facts
+        self.facts = facts
 
     def all(self, ino: int) -> dict[bytes, bytes]:
         """Every attribute by its full name. Raises what the view raises for an unknown inode."""
@@ -34,7 +34,7 @@ class Xattrs:
         found[PREFIX + b"etag"] = _bytes(version.etag)
         if version.version_id is not None:
             found[PREFIX + b"version_id"] = _bytes(version.version_id)
-        for name, value in self._facts(version).items():
+        for name, value in self.facts(version).items():
             found[PREFIX + name.encode()] = _bytes(value)
         return found
 

@@ -39,6 +39,7 @@ class State:
         self.opaque: dict[int, None] = {}  # folders that show nothing of the listing
         self.base_users: dict[bytes, set[int]] = {}
         self.remote_holders: dict[bytes, int] = {}
+        self.folder_changes = 0  # counts folder nodes that came or went
         self.dirty_bytes = 0
         self.held_bytes = 0  # of clean nodes
 
@@ -136,6 +137,8 @@ class State:
                 else:
                     self.held.pop(node.id, None)
             self.held_bytes += node.stored_bytes
+        if node.kind == Kind.DIRECTORY:
+            self.folder_changes += 1
         if node.kind == Kind.DIRECTORY and node.lower is None:
             self.opaque.setdefault(node.id)
         else:

@@ -351,7 +351,10 @@ class WriteSide:
     # --- Waiting and seeing. -----------------------------------------------------------------------------
 
     async def flush(self, path: bytes | None = None, *, timeout_s: float | None = None) -> None:
-        """Return when everything at and below `path` that is durable now is clean. Raises Incomplete at the time-out."""
+        """Return when everything at and below `path` that is durable now is clean. Raises Incomplete at the time-out.
+
+        A deleted object that a program still has open is not waited for: it goes when it is closed.
+        """
         for draft in list(self.files.drafts.values()):
             if draft.writers and self._is_below(draft.node_id, path):
                 await asyncio.to_thread(self.files.sync, draft)
@@ -360,7 +363,12 @@ class WriteSide:
             with self.ledger.locked() as state:
                 left = [node_id for node_id in state.dirty if path is None or self._is_below(node_id, path)]
                 prefix = state.prefix if path is None else state.prefix + path
-                doomed = [d for d in state.doomed.values() if d.key.startswith(prefix) and not d.recheck]
+                reading = self._keys_read()
+                doomed = [
+                    entry
+                    for entry in state.doomed.values()
+                    if entry.key.startswith(prefix) and not entry.recheck and entry.key not in reading
+                ]
                 attempts = list(state.attempts) if path is None else []
             if not left and not doomed and not attempts:
                 return

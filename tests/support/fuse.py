@@ -12,8 +12,10 @@ from typing import Any, TypeVar
 from forebay.fuse_mount.mount_table import mounted_at
 from forebay.fuse_mount.mountpoint import abort, detach
 from forebay.fuse_mount.options import MountOptions
+from forebay.fuse_mount.parts import Kit
 from forebay.fuse_mount.reads import BlockReads
 from forebay.fuse_mount.session import Mount, mount, no_facts
+from forebay.fuse_mount.transport import READ_ONLY
 from forebay.fuse_mount.view import View
 from forebay.fuse_mount.xattrs import CacheFacts
 
@@ -66,8 +68,11 @@ def served(
     *,
     source: str = "test://source",
     facts: CacheFacts = no_facts,
+    kit: Kit = READ_ONLY,
+    before: Callable[[], Coroutine[Any, Any, object]] | None = None,
+    after: Callable[[], Coroutine[Any, Any, object]] | None = None,
 ) -> Iterator[ServedMount]:
-    """Mount, serve while inside, and unmount. Raises what mounting raises."""
+    """Mount, serve while inside, and unmount. Raises what mounting raises. `before` and `after` run on the same loop."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, name="test-mount")
     thread.start()
@@ -76,11 +81,15 @@ def served(
         return asyncio.run_coroutine_threadsafe(coroutine, loop).result(WAIT_S)
 
     try:
-        mounted = run(mount(view, cache, path, source=source, options=options, facts=facts))
+        if before is not None:
+            run(before())
+        mounted = run(mount(view, cache, path, source=source, options=options, facts=facts, kit=kit))
         try:
             yield ServedMount(path, mounted, loop)
         finally:
             run(mounted.unmount(grace_s=1.0))
+            if after is not None:
+                run(after())
     finally:
         run(loop.shutdown_default_executor())
         loop.call_soon_threadsafe(loop.stop)
