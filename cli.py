@@ -21,6 +21,7 @@ from pathlib import Path
 from . import __version__, config
 from .commands import frame
 from .errors import ForebayError
+from .lean_process import leave_out_pandas
 
 # Order is that of `forebay --help`. Each name is a module of commands/.
 COMMANDS = {
@@ -89,7 +90,9 @@ def _command(arguments: Sequence[str]) -> str | None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns its exit code."""
+    """Run one command; returns its exit code. Without `argv` this is the program itself and the process is ours."""
+    if argv is None:
+        leave_out_pandas()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="surrogateescape")  # names that are no UTF-8 come out as the bytes they are
     arguments = list(sys.argv[1:] if argv is None else argv)

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from forebay.benchmarks.manifests import manifest_lines, write_manifest
+from forebay.lean_process import leave_out_pandas
 from forebay.snapshots import DiffSummary, ManifestOptions, Selection, open_repository
 from forebay.tests.support.servers import mongo_server
 
@@ -45,6 +46,7 @@ class Figure:
 
 
 def _child(step: Callable[..., dict[str, Any]], arguments: tuple[Any, ...], out: Any) -> None:
+    leave_out_pandas()  # as the programs do
     started = time.perf_counter()
     result = step(*arguments)
     result["seconds"] = result.get("seconds") or time.perf_counter() - started

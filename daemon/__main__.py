@@ -9,11 +9,13 @@ import sys
 
 from ..client.control import error_document
 from ..errors import ForebayError
+from ..lean_process import leave_out_pandas
 from . import logs, process
 from .launch import Request, tell_outcome
 
 
 def main() -> int:
+    leave_out_pandas()
     request, ready_descriptor = Request.from_json(sys.stdin.buffer.read())
     os.set_inheritable(ready_descriptor, False)
     with open(os.devnull, "rb") as nothing:

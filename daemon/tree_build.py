@@ -22,6 +22,7 @@ import pyarrow as pa
 
 from ..client.control import error_document, error_from
 from ..errors import ForebayError, SnapshotError
+from ..lean_process import leave_out_pandas
 from ..snapshots import open_meta
 from ..snapshots.reader import PageReader
 from ..snapshots.tree_index import Layout
@@ -89,6 +90,7 @@ async def _build_in_child(request: TreeRequest, progress: Callable[[int], None] 
 
 def main() -> int:
     """The child."""
+    leave_out_pandas()
     request = msgspec.json.decode(sys.stdin.buffer.readline(), type=TreeRequest)
     threading.Thread(target=_end_with_parent, name="parent watch", daemon=True).start()
     try:

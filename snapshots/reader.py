@@ -19,6 +19,8 @@ from .roots import PageRef, decode_refs
 PAGES_PER_FETCH = 16
 AHEAD = 3
 _INDEX_PAGES_KEPT = 64
+# Single entries are looked up in paths that lie close together (the folders of an edit): mostly the same few pages.
+_FOUND_PAGES_KEPT = 4
 
 
 class PageReader:
@@ -27,6 +29,7 @@ class PageReader:
     def __init__(self, meta: MetaStore) -> None:
         self._meta = meta
         self._index: OrderedDict[PageId, list[PageRef]] = OrderedDict()
+        self._found: OrderedDict[PageId, Page] = OrderedDict()
 
     def parts(self, root: PageId) -> list[PageRef]:
         """The parts of a version, in order. Raises PageCorrupt."""
@@ -72,11 +75,19 @@ class PageReader:
     def find(self, root: PageId, path: str) -> pa.RecordBatch | None:
         """The entry at `path` as a batch of one row, None when there is none. Raises PageCorrupt."""
         for ref in self.refs(root, path, path + "\0"):
-            page = self.page(ref)
+            page = self._page_kept(ref)
             row = find_row(page.column("path"), path)
             if row is not None:
                 return page.batch().slice(row, 1)
         return None
+
+    def _page_kept(self, ref: PageRef) -> Page:
+        page = self._found.get(ref.id)
+        if page is None:
+            page = self._found[ref.id] = self.page(ref)
+            while len(self._found) > _FOUND_PAGES_KEPT:
+                self._found.popitem(last=False)
+        return page
 
     def _index_page(self, name: PageId, kind: int) -> list[PageRef]:
         rows = self._index.get(name)
