@@ -198,6 +198,7 @@ class Settings:
     profile: str | None = _setting(
         TEXT, None, "profile of the AWS configuration files", default_text="AWS_PROFILE, else default"
     )
+    anonymous: bool = _setting(BOOLEAN, False, "ask without credentials, for public buckets")
     io_timeout: float = _setting(DURATION, 30.0, "how long one read may wait for the store before it fails with EIO")
     max_connections: int = _setting(COUNT, 64, "connections to the store at the same time")
     # Mount

@@ -17,7 +17,7 @@ from ..snapshots.writing import command_line
 from . import frame
 
 COMMAND_LIMIT = 4096  # characters of the command line that are recorded
-STORE_SETTINGS = ("endpoint-url", "profile", "io-timeout", "max-connections")
+STORE_SETTINGS = ("endpoint-url", "profile", "anonymous", "io-timeout", "max-connections")
 
 
 @dataclass(frozen=True, slots=True)

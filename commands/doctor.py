@@ -16,7 +16,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-speed", action="store_true", help="do not measure the cache disk (takes a few seconds)")
     frame.add_json(parser)
     frame.add_settings(
-        parser, "cache-dir", "ram-dir", "endpoint-url", "profile", "io-timeout", "allow-other", "meta-url"
+        parser, "cache-dir", "ram-dir", "endpoint-url", "profile", "anonymous", "io-timeout", "allow-other", "meta-url"
     )
 
 

@@ -17,7 +17,7 @@ from . import frame
 
 SETTINGS = (
     "read-only", "cache-dir", "cache-name", "cache-size", "ram-dir", "ram-size", "free-space-ratio", "eviction",
-    "eviction-ttl", "metadata-ttl", "endpoint-url", "profile", "io-timeout", "max-connections", "allow-other", "uid",
+    "eviction-ttl", "metadata-ttl", "endpoint-url", "profile", "anonymous", "io-timeout", "max-connections", "allow-other", "uid",
     "gid", "umask", "nonempty", "transport", "by-label", "foreground", "log-level", "log-format", "log-file",
     "metrics-port", "metrics-address", "meta-url",
 )  # fmt: skip

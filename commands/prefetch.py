@@ -26,7 +26,7 @@ from . import frame, progress, target
 
 SETTINGS = (
     "cache-dir", "cache-name", "cache-size", "ram-dir", "ram-size", "free-space-ratio", "eviction", "eviction-ttl",
-    "endpoint-url", "profile", "io-timeout", "max-connections", "log-level", "log-format", "meta-url",
+    "endpoint-url", "profile", "anonymous", "io-timeout", "max-connections", "log-level", "log-format", "meta-url",
 )  # fmt: skip
 DEFAULT_LEASE = "24h"
 

@@ -169,6 +169,7 @@ def store_options(settings: config.Settings) -> StoreOptions:
     return StoreOptions(
         endpoint_url=settings.endpoint_url,
         profile=settings.profile,
+        anonymous=settings.anonymous,
         timeout_s=settings.io_timeout,
         max_connections=settings.max_connections,
     )

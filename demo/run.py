@@ -43,6 +43,12 @@ def fill(server: S3Server) -> int:
     return sum(len(data) for _, data in pictures)
 
 
+def take_down(mountpoint: Path) -> None:
+    """Whatever happened: no mount and no process stays."""
+    if os.path.ismount(mountpoint):
+        subprocess.run([sys.executable, "-m", "forebay.cli", "umount", "--force", str(mountpoint)], check=False)
+
+
 class Shell:
     """Runs `forebay` and friends with the environment of a user who points at the demo's server."""
 
@@ -81,7 +87,7 @@ def main() -> None:
 
         say("3. Mount the bucket: a plain folder")
         shell("forebay", "mount", f"s3://{BUCKET}", str(mountpoint), "--read-only")
-        undo.callback(subprocess.run, shell.resolve(("forebay", "umount", str(mountpoint))), env=shell.environment)
+        undo.callback(take_down, mountpoint)
         shell("ls", str(mountpoint), str(mountpoint / "train"))
 
         say("4. Train on it, with worker processes")
@@ -89,8 +95,9 @@ def main() -> None:
 
         say("5. What the cache did")
         shell("forebay", "status")
-        say("6. Unmount; the folder is empty again")
-        undo.pop_all().close()
+        say("6. Unmount, and give the space back")
+        shell("forebay", "umount", str(mountpoint))
+        shell("forebay", "free", f"s3://{BUCKET}")
     console.print(f"\nDone in {time.monotonic() - begin:.0f} s. Nothing is left behind.")
 
 

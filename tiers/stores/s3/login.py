@@ -151,6 +151,6 @@ class Login:
         if frozen is None or not frozen.access_key:
             raise StoreDenied(
                 f"{self.store_id}: no AWS credentials found",
-                remedy="set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile; for a public bucket ask for anonymous access",
+                remedy="set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile; for a public bucket say --anonymous",
             )
         return Credentials(frozen.access_key, frozen.secret_key, frozen.token or None)
