@@ -11,7 +11,7 @@ Implementations live in `tiers/stores/`. All of them obey one contract, and one 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, TypeAlias
+from typing import Protocol, TypeAlias, runtime_checkable
 
 from .version import ObjectVersion
 
@@ -34,7 +34,7 @@ class ObjectInfo:
 class ListPage:
     """One page of a listing, as columns of equal length, in the store's key order (UTF-8 byte order on S3).
 
-    `version_ids` is empty, because listings do not tell them; whoever looked them up may fill it in.
+    `version_ids` is empty, except from `VersioningStore.list_version_page` and whoever looked them up.
     `prefixes` are the common prefixes (ending in the delimiter) that belong to this page when a delimiter was
     given. `next_token` is None on the last page.
     """
@@ -116,6 +116,19 @@ class UnderStore(Protocol):
         ...
 
     async def close(self) -> None: ...
+
+
+@runtime_checkable
+class VersioningStore(UnderStore, Protocol):
+    """An under store whose listings can tell version ids."""
+
+    async def list_version_page(self, prefix: str, *, token: str | None = None, limit: int = 1000) -> ListPage:
+        """Like `list_page`, with `version_ids` (of what is under each key now; old versions are left out).
+
+        Up to `limit` versions are looked through, so a page may be empty and have a token to go on with. Where the
+        bucket keeps no versions the ids are `null`. Raises StoreDenied where only plain listing is allowed.
+        """
+        ...
 
 
 @dataclass(frozen=True, slots=True)

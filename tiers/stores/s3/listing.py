@@ -49,7 +49,7 @@ def parse_list_page(body: bytes) -> ListPage:
         keys=_names(keys, url_encoded),
         sizes=list(map(int, sizes)),
         etags=[plain_etag(html.unescape(etag.decode())) for etag in etags],
-        mtimes_ns=_times([stamp.decode() for stamp in modified]),
+        mtimes_ns=times_of([stamp.decode() for stamp in modified]),
         prefixes=_names(prefixes, url_encoded),
         next_token=_next_token(goes_on, html.unescape(token[1].decode("utf-8", "surrogateescape")) if token else None),
     )
@@ -74,7 +74,8 @@ def _next_token(goes_on: bool, token: str | None) -> str | None:
     return token if goes_on else None
 
 
-def _times(stamps: Sequence[str]) -> list[int]:
+def times_of(stamps: Sequence[str]) -> list[int]:
+    """`parse_time_ns` of many; raises StoreCorrupt."""
     known: dict[str, int] = {}
     times = []
     for stamp in stamps:
@@ -119,18 +120,19 @@ def _parse_tree(body: bytes) -> ListPage:
     if not all(etags):
         raise StoreCorrupt("a listing with an object without an etag")
     return ListPage(
-        keys=_tree_names([item.findtext("Key") or "" for item in contents], url_encoded),
+        keys=names_of_tree([item.findtext("Key") or "" for item in contents], url_encoded),
         sizes=sizes,
         etags=etags,
-        mtimes_ns=_times([item.findtext("LastModified") or "" for item in contents]),
-        prefixes=_tree_names([item.text or "" for item in root.findall("CommonPrefixes/Prefix")], url_encoded),
+        mtimes_ns=times_of([item.findtext("LastModified") or "" for item in contents]),
+        prefixes=names_of_tree([item.text or "" for item in root.findall("CommonPrefixes/Prefix")], url_encoded),
         next_token=_next_token(
             (root.findtext("IsTruncated") or "").strip() == "true", root.findtext("NextContinuationToken")
         ),
     )
 
 
-def _tree_names(names: Sequence[str], url_encoded: bool) -> list[str]:
+def names_of_tree(names: Sequence[str], url_encoded: bool) -> list[str]:
+    """Keys that an XML parser has read."""
     if not url_encoded:
         return list(names)
     return [unquote_to_bytes(name.replace("+", " ")).decode("utf-8", "surrogateescape") for name in names]

@@ -34,6 +34,7 @@ from .listing import parse_list_page, plain_etag
 from .login import KEEP_S, Credentials, Login
 from .multipart import S3Multipart, head_now, result_of
 from .replies import text_of
+from .version_listing import markers_of, parse_version_page
 from .wire import CONNECT_TIMEOUT_S, STALL_TIMEOUT_S, Wire
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ _PLAIN_KEY = re.compile(r"(?!/)(?!.*//)(?!(?:.*/)?\.{1,2}(?:/|$))[^\x00-\x1f\x7f
 
 
 class S3Store(S3Multipart):
-    """Implements `UnderStore` and `MultipartStore` for one bucket."""
+    """Implements `UnderStore`, `MultipartStore` and `VersioningStore` for one bucket."""
 
     def __init__(self, bucket: str, options: StoreOptions) -> None:
         """Reads the AWS configuration; nothing goes over the network before the first call. Raises UsageError."""
@@ -92,6 +93,16 @@ class S3Store(S3Multipart):
             return parse_list_page((await self._wire.request("GET", None, query=query)).body)
 
         return await self._calls.run("list", f"listing of {prefix!r}", attempt)
+
+    async def list_version_page(self, prefix: str, *, token: str | None = None, limit: int = 1000) -> ListPage:
+        query = [("versions", ""), ("encoding-type", "url"), ("max-keys", str(limit)), ("prefix", prefix)]
+        if token is not None:
+            query += markers_of(token)
+
+        async def attempt() -> ListPage:
+            return parse_version_page((await self._wire.request("GET", None, query=query)).body)
+
+        return await self._calls.run("list", f"listing of the versions of {prefix!r}", attempt)
 
     async def head(self, key: str, *, version_id: str | None = None) -> ObjectInfo | None:
         return await self._calls.run("head", f"look-up of {key!r}", lambda: head_now(self._wire, key, version_id))
