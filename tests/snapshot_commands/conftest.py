@@ -72,7 +72,7 @@ def runner(capfd: pytest.CaptureFixture[str]) -> Forebay:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(sys, "argv", ["forebay", *map(str, arguments)])
             try:
-                ended = cli.main()
+                ended = cli.main(sys.argv[1:])
             except SystemExit as error:
                 ended = int(error.code or 0)
         out, err = capfd.readouterr()
