@@ -229,6 +229,7 @@ class Lane:
                 self._wait_for(_Waiting(unique, operation, ino, reply))
             else:
                 self._reply(unique, operation, ino, reply)  # type: ignore[arg-type]  # every coroutine is of that type
+                reply = None  # its buffer is used again for the next, if nobody has it any more
 
     def _reply(self, unique: int, operation: int, ino: int, reply: Reply) -> None:
         """Answer a request: an errno if int, else data. Any thread. Never raises, never leaves it unanswered."""

@@ -1,15 +1,17 @@
-"""Direct writes: the same bytes as any other, and the usual way where they cannot be made or do not pay."""
+"""Direct writes and reads: the same bytes as any other, and the usual way where they cannot be made or do not pay."""
 
 import errno
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
 
 from forebay.tiers.local import FifoPolicy, LocalTier, TierOptions
 from forebay.tiers.local import direct as direct_module
-from forebay.tiers.local.direct import SMALLEST_BYTES, WRITES_UNTIL_RETRY, DirectWrites, on_tmpfs
+from forebay.tiers.local.direct import SMALLEST_BYTES, WRITES_UNTIL_RETRY, DirectReads, DirectWrites, on_tmpfs
 from forebay.tiers.local.files import OpenFile
+from forebay.tiers.local.read_buffers import BUFFER_BYTES
 from forebay.tiers.version import BLOCK_BYTES, ObjectVersion
 
 KIB = 1024
@@ -118,3 +120,38 @@ def test_a_tier_reads_what_was_written_in_both_ways(tmp_path: Path) -> None:
         tier.validate()
     finally:
         tier.close()
+
+
+@pytest.mark.parametrize("folder", ["disk", "tmpfs"])
+def test_reads_what_is_there_wherever_the_file_is(folder: str, tmp_path: Path) -> None:
+    with tempfile.TemporaryDirectory(dir="/dev/shm" if folder == "tmpfs" else tmp_path) as place:
+        file = OpenFile(Path(place) / "file", os.O_CREAT)
+        data = os.urandom(SMALLEST_BYTES * 2 + 77)
+        file.write_at([data], 0)  # dirty in the page cache, if there is one
+        reads = DirectReads(Path(place))
+        direct = reads.open(file)
+        assert (direct is None) or folder == "disk"
+        for offset, size in ((0, len(data)), (4096, SMALLEST_BYTES), (100, SMALLEST_BYTES), (0, SMALLEST_BYTES + 5)):
+            assert reads.read(file, direct, offset, size) == memoryview(data)[offset : offset + size]
+        assert reads.read(file, direct, SMALLEST_BYTES, BUFFER_BYTES) == memoryview(data)[SMALLEST_BYTES:]
+        assert reads.read(file, direct, 0, SMALLEST_BYTES - 1) is None
+        assert reads.read(file, direct, 0, BUFFER_BYTES + 1) is None
+
+
+def test_reads_the_usual_way_where_it_turns_out_to_be_impossible(
+    file: OpenFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = os.urandom(SMALLEST_BYTES)
+    file.write_at([data], 0)
+    reads = DirectReads(tmp_path)
+    direct = reads.open(file)
+    really = os.preadv
+
+    def refuse(fd: int, buffers: list[memoryview], offset: int) -> int:
+        if direct is not None and fd == direct.fd:
+            raise OSError(errno.EINVAL, "no direct reads here")
+        return really(fd, buffers, offset)
+
+    monkeypatch.setattr(os, "preadv", refuse)
+    assert reads.read(file, direct, 0, SMALLEST_BYTES) == memoryview(data)
+    assert direct is None or reads.open(file) is None

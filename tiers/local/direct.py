@@ -1,4 +1,4 @@
-"""Large writes around the kernel's page cache.
+"""Large writes and reads around the kernel's page cache.
 
 Copying into the page cache costs more CPU than anything else that a fill does: 0.7 to 1.6 s per GiB on a busy machine
 of two cores, against 0.14 s for O_DIRECT with a copy into an aligned buffer. What a reader waits for is served from
@@ -7,7 +7,10 @@ memory meanwhile, and reads through a mount fill the page cache on their own acc
 A direct write takes as long as the disk takes, while the page cache absorbs what a slow disk does not: so direct writes
 are only made while they are fast (`LEAST_BYTES_S`), and are tried again now and then. Where they cannot be made (tmpfs,
 some file systems) or do not fit (small, unaligned), the caller writes as usual. Both ways may be mixed in one file: the
-kernel drops cached pages of what is written directly.
+kernel drops cached pages of what is written directly, and writes back what is dirty before it reads directly.
+
+A large read is on its way into the page cache of the mount itself, so a second copy in that of the tier is of use to
+nobody. Small reads stay with the page cache: there the neighbours of what was read may be wanted again.
 """
 
 import ctypes
@@ -20,6 +23,7 @@ from pathlib import Path
 
 from ..version import BLOCK_BYTES
 from .files import OpenFile
+from .read_buffers import BUFFER_BYTES, ReadBuffers
 
 SMALLEST_BYTES = 256 * 1024
 ALIGNMENT_BYTES = 4096
@@ -88,6 +92,41 @@ class DirectWrites:
         self._rate_bytes_s = rate if retried else self._rate_bytes_s + RATE_WEIGHT * (rate - self._rate_bytes_s)
         if self._rate_bytes_s < LEAST_BYTES_S:
             self._writes_until_retry = WRITES_UNTIL_RETRY
+
+
+class DirectReads:
+    """Whether and how a tier reads directly. Any thread; what is read is in a buffer that is used again (read_buffers.py)."""
+
+    def __init__(self, folder: Path) -> None:
+        self._possible = not on_tmpfs(folder)
+        self._buffers = ReadBuffers()
+
+    def open(self, file: OpenFile) -> OpenFile | None:
+        """The same file, to be read directly; None where that is not possible."""
+        if not self._possible:
+            return None
+        try:
+            return OpenFile(Path(f"/proc/self/fd/{file.fd}"), os.O_DIRECT)
+        except OSError as error:
+            if error.errno in NOT_POSSIBLE:
+                self._possible = False
+            return None
+
+    def read(self, file: OpenFile, direct: OpenFile | None, offset: int, size: int) -> memoryview | None:
+        """`size` bytes at `offset` (fewer at the end of the file), from `direct` if there is one; None if the caller should
+        read them in the usual way, because they are few or many. Raises OSError."""
+        if not SMALLEST_BYTES <= size <= BUFFER_BYTES:
+            return None
+        buffer = self._buffers.take()
+        if direct is not None and self._possible and offset % ALIGNMENT_BYTES == 0:
+            aligned_size = -(-size // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
+            try:
+                return buffer[: min(os.preadv(direct.fd, [buffer[:aligned_size]], offset), size)]
+            except OSError as error:
+                if error.errno not in NOT_POSSIBLE:
+                    raise
+                self._possible = False
+        return buffer[: os.preadv(file.fd, [buffer[:size]], offset)]
 
 
 def on_tmpfs(folder: Path) -> bool:

@@ -51,9 +51,13 @@ def pack_header(version: ObjectVersion) -> bytes:
 
 
 class Extent(Recent):
-    """The two open files of one object version. `first_entry` is the offset of the map's first entry."""
+    """The two open files of one object version. `first_entry` is the offset of the map's first entry.
 
-    __slots__ = ("data", "digest", "first_entry", "map", "seed", "version")
+    `direct` is the data file once more, for reads around the page cache, opened when the first large read comes;
+    `reads_are_large` says whether the last read was one.
+    """
+
+    __slots__ = ("data", "digest", "direct", "first_entry", "map", "reads_are_large", "seed", "version")
 
     def __init__(self, version: ObjectVersion, data: OpenFile, map_file: OpenFile, first_entry: int) -> None:
         super().__init__()
@@ -63,6 +67,10 @@ class Extent(Recent):
         self.data = data
         self.map = map_file
         self.first_entry = first_entry
+        self.direct: OpenFile | None = None
+        self.reads_are_large = False
+        # What to read ahead is decided by the cache, which knows the readers. Of random reads only what is asked for.
+        os.posix_fadvise(data.fd, 0, 0, os.POSIX_FADV_RANDOM)
 
     def sums(self, first: int, count: int) -> bytes:
         """The map's entries of `count` chunks; shorter if the map is (then the rest is absent)."""

@@ -20,7 +20,7 @@ from ..understore import Buffer
 from ..version import BLOCK_BYTES, CHUNK_BYTES, ObjectVersion, blocks_of_range, split_by_block
 from .block_slots import SETTLED, UNSETTLED, BlockSlots
 from .checksum import chunk_sums, pack_sums
-from .direct import DirectWrites
+from .direct import SMALLEST_BYTES, DirectReads, DirectWrites
 from .entries import Entries, OnEvict, Victim
 from .extent_files import BLOCK_CHUNKS, ENTRY_BYTES, MAP_PAGE_BYTES, Extent, ExtentFiles, chunks_in_block
 from .files import OpenFile
@@ -57,6 +57,7 @@ class Extents:
         self._health = health
         self._gate = gate
         self._direct = DirectWrites(files.folder)
+        self._direct_reads = DirectReads(files.folder)
         self.count = 0
 
     # --- Reading: no lock, few operations. ---
@@ -80,7 +81,7 @@ class Extents:
         start = first * CHUNK_BYTES
         length = min(count * CHUNK_BYTES, version.size - start)
         sums = extent.sums(first, count)
-        data = os.pread(extent.data.fd, length, start)
+        data = self._read_data(extent, start, length)
         if pack_sums(chunk_sums(extent.seed, first, data)) != sums or len(data) != length:
             repaired = self._examine(version, first, count, sums)
             if repaired is None:
@@ -89,6 +90,18 @@ class Extents:
         if length == size:
             return data
         return memoryview(data)[offset - start : offset - start + size]
+
+    def _read_data(self, extent: Extent, start: int, length: int) -> Buffer:
+        is_large = length >= SMALLEST_BYTES
+        if is_large is not extent.reads_are_large:
+            extent.reads_are_large = is_large
+        if is_large:
+            if extent.direct is None:
+                extent.direct = self._direct_reads.open(extent.data)
+            data = self._direct_reads.read(extent.data, extent.direct, start, length)
+            if data is not None:
+                return data
+        return os.pread(extent.data.fd, length, start)
 
     def missing(self, version: ObjectVersion, offset: int, size: int) -> list[tuple[int, int]]:
         """Chunk-aligned ranges of [offset, offset + size) that are not here, ascending, joined where they touch."""
@@ -132,8 +145,9 @@ class Extents:
         return found
 
     def readahead(self, version: ObjectVersion, offset: int, size: int) -> None:
+        """Fetch the range into the page cache, unless it will be read around it."""
         extent = self._files.get(version.digest)
-        if extent is not None:
+        if extent is not None and not (extent.reads_are_large and extent.direct is not None):
             os.posix_fadvise(extent.data.fd, offset, size, os.POSIX_FADV_WILLNEED)
 
     def data_file(self, version: ObjectVersion) -> OpenFile | None:

@@ -87,7 +87,7 @@ class LocalTier:
         self._health = Health(options.name, options.folder, options.probe_interval_s)
         self._space = Space(options.folder, options.capacity_bytes, options.free_space_ratio)
         self._entries = Entries(policy, pinned)
-        self._files = ExtentFiles(folder.extents, self._space, options.max_open_files // 4)
+        self._files = ExtentFiles(folder.extents, self._space, options.max_open_files // 6)
         self._block_slots = BlockSlots(folder.blocks, self._space)
         parts = (self._files, self._block_slots, self._entries, self._space, self._health)
         self._extents = Extents(*parts, self._gate)
