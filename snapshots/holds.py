@@ -22,6 +22,8 @@ from .pages import LEAF, PART, ROOT, PageId, missing_page
 from .reader import PageReader
 
 DEFAULT_TTL_S = 600.0
+# A store that is away must not keep a mount from ending: then the lease expires by itself.
+RELEASE_TIMEOUT_S = 5.0
 _TOUCH_PAGES = 5000
 
 
@@ -69,11 +71,12 @@ class Hold:
         self.release()
 
     def release(self) -> None:
-        """End the hold; gc may collect what nothing else reaches. Without the store the lease just expires."""
+        """End the hold; gc may collect what nothing else reaches. While the store is away, it is left to expire after a few seconds."""
         self._stop.set()
-        self._thread.join()
+        # In the middle of a renewal that waits for the store it ends by itself, at the deadline of that call.
+        self._thread.join(RELEASE_TIMEOUT_S)
         try:
-            self._meta.drop_lease(self.lease.id)
+            self._meta.drop_lease(self.lease.id, timeout_s=RELEASE_TIMEOUT_S)
         except MetadataUnavailable:
             pass  # it expires by itself, and the caller is on its way out: nothing better can be done
 
@@ -101,7 +104,7 @@ class Hold:
     def _keep_alive(self) -> None:
         while not self._stop.wait(self._ttl_s / 4):
             try:
-                if not self._meta.renew_lease(self.lease.id, self._ttl_s):
+                if not self._meta.renew_lease(self.lease.id, self._ttl_s) and not self._stop.is_set():
                     self.lost = True
                     # Made anew, so that at least from now on gc sees it; who relies on it finds `lost`.
                     self._meta.put_lease(self.lease, self._ttl_s)

@@ -192,7 +192,9 @@ class MetaStore(Protocol):
         """False when it had expired or was dropped: gc may have run meanwhile."""
         ...
 
-    def drop_lease(self, lease_id: str) -> None: ...
+    def drop_lease(self, lease_id: str, *, timeout_s: float | None = None) -> None:
+        """It is no error if it is gone. A store across the network gives up after `timeout_s`, if its own time-out is longer."""
+        ...
 
     def leases(self) -> list[LeaseRecord]:
         """Live leases, oldest first."""

@@ -335,8 +335,9 @@ class MongoMetaStore:
         change = [{"$set": {"expires": {"$add": ["$$NOW", int(ttl_s * 1000)]}}}]
         return self._retrying(self._leases.update_one, query, change).matched_count == 1
 
-    def drop_lease(self, lease_id: str) -> None:
-        self._retrying(self._leases.delete_one, {"_id": lease_id})
+    def drop_lease(self, lease_id: str, *, timeout_s: float | None = None) -> None:
+        retrying = Retrying(self._name, min(self.timeout_s, timeout_s or self.timeout_s))
+        retrying(self._leases.delete_one, {"_id": lease_id})
 
     def leases(self) -> list[LeaseRecord]:
         query = {"$expr": {"$gt": ["$expires", "$$NOW"]}}

@@ -318,7 +318,7 @@ class SqliteMetaStore:
             row = (now + int(ttl_s * 1000), lease_id, now)
             return db.execute("UPDATE leases SET expires_ms = ? WHERE id = ? AND expires_ms > ?", row).rowcount == 1
 
-    def drop_lease(self, lease_id: str) -> None:
+    def drop_lease(self, lease_id: str, *, timeout_s: float | None = None) -> None:
         with self._writing() as db:
             db.execute("DELETE FROM leases WHERE id = ?", (lease_id,))
 

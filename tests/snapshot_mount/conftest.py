@@ -37,18 +37,18 @@ class Mounted:
 class Lab:
     """One bucket behind a proxy that counts requests, one metadata store, and one cache folder for all mounts."""
 
-    def __init__(self, server: S3Server, proxy: FaultProxy, folder: Path) -> None:
+    def __init__(self, server: S3Server, proxy: FaultProxy, folder: Path, meta_url: str) -> None:
         self.server = server
         self.proxy = proxy
         self.folder = folder
         self.bucket = server.new_bucket("mounted")
         self.client = server.client()
         self.store = f"s3://{self.bucket}@{proxy.url.removeprefix('http://')}"
-        self.repository: Repository = open_repository(f"sqlite:///{folder}/meta.db")
+        self.repository: Repository = open_repository(meta_url)
         self.settings = Settings(
             cache_dir=(folder / "cache",),
             endpoint_url=proxy.url,
-            meta_url=f"sqlite:///{folder}/meta.db",
+            meta_url=meta_url,
             io_timeout=60.0,
         )
 
@@ -104,13 +104,18 @@ class Lab:
 
 
 @pytest.fixture
-def lab(s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Lab]:
+def meta_url(tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path}/meta.db"
+
+
+@pytest.fixture
+def lab(s3: S3Server, meta_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Lab]:
     need_fuse()
     for variable, value in s3.environment.items():
         monkeypatch.setenv(variable, value)
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "no-config"))
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "no-credentials"))
     with fault_proxy(s3.endpoint_url) as proxy:
-        made = Lab(s3, proxy, tmp_path)
+        made = Lab(s3, proxy, tmp_path, meta_url)
         yield made
         made.repository.close()
