@@ -52,7 +52,7 @@ async def cache_on(
 
 async def settled(cache: BlockCache) -> None:
     """Until nothing is under way any more."""
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(180):
         # The cache has no event for "idle", and needs none.
         while cache.fills.in_flight or cache.stats().pending_promotion_bytes:  # noqa: ASYNC110
             await asyncio.sleep(0.002)

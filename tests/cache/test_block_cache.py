@@ -142,7 +142,7 @@ class TestSingleFlight:
                     got = cache.read_cached(version, offset, 128 * KIB, reader=reader)
                     if got is None:
                         read = cache.read(version, offset, 128 * KIB, reader=reader)
-                        got = asyncio.run_coroutine_threadsafe(read, loop).result(60)
+                        got = asyncio.run_coroutine_threadsafe(read, loop).result(180)
                     if got != data[offset : offset + 128 * KIB]:
                         return False
                 return True

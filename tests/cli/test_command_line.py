@@ -2,11 +2,10 @@
 
 import ast
 import json
-import os
+import resource
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -90,7 +89,7 @@ def test_reader_of_the_output_may_leave() -> None:
     )
     assert process.stdout is not None
     process.stdout.close()
-    _, stderr = process.communicate(timeout=60)
+    _, stderr = process.communicate(timeout=180)
     assert process.returncode == 141
     assert stderr == b""
 
@@ -101,7 +100,7 @@ def test_interrupt_ends_with_130() -> None:
     assert process.stdout is not None
     assert process.stdout.readline() == b"in\n"
     process.send_signal(signal.SIGINT)
-    _, stderr = process.communicate(timeout=60)
+    _, stderr = process.communicate(timeout=180)
     assert process.returncode == 130
     assert b"Traceback" not in stderr
 
@@ -132,12 +131,14 @@ def test_commands_have_no_other_exit_codes() -> None:
 
 
 def test_commands_start_fast() -> None:
+    def children_s() -> float:
+        used = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return used.ru_utime + used.ru_stime
+
     best_s = 9.0
-    for _ in range(5):
-        start = time.perf_counter()
-        subprocess.run(
-            [sys.executable, "-m", "forebay.cli", "--help"], stdout=subprocess.DEVNULL, timeout=60, check=True
-        )
-        best_s = min(best_s, time.perf_counter() - start)
-    # 0.15 s on a quiet machine; this bound only catches a heavy import that the list above does not know.
-    assert best_s < 1.0, f"{best_s:.2f} s with load {os.getloadavg()[0]}"
+    for _ in range(3):
+        start = children_s()
+        subprocess.run([sys.executable, "-m", "forebay.cli", "--help"], stdout=subprocess.DEVNULL, check=True)
+        best_s = min(best_s, children_s() - start)
+    # 0.15 s of a processor, whatever else runs; this bound only catches a heavy import that the list above does not know.
+    assert best_s < 1.0

@@ -13,7 +13,7 @@ from forebay.tests.project.test_structure import ROOT
 from forebay.tests.support.command_line import CommandLine, command_line, need_fuse
 from forebay.tests.support.servers import S3Server
 
-TOUR_TIMEOUT_S = 170
+TOUR_TIMEOUT_S = 500
 
 
 @pytest.fixture

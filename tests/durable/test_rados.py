@@ -47,7 +47,7 @@ def test_what_was_synced_survives_the_loss_of_an_osd_while_writing(ceph: CephClu
             failures.append(error)
 
     def wait_for(count: int) -> None:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 180
         while len(synced) < count and not failures and time.monotonic() < deadline:
             time.sleep(0.01)
         assert len(synced) >= count, failures
@@ -97,7 +97,7 @@ def fill(file: object) -> None:
     """Grow the file until the pool notices: the manager counts every few seconds, and what adds nothing is still let through."""
     assert hasattr(file, "write")
     assert hasattr(file, "sync")
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 180
     offset = 0
     while time.monotonic() < deadline:
         file.write(offset, b"x" * (4 * MIB))
@@ -114,7 +114,7 @@ def test_silent_osds_fail_a_write_in_bounded_time(ceph: CephCluster, shared_pool
     try:
         with pytest.raises(TierFailed, match="ETIMEDOUT"):
             write_and_sync(file)
-        assert time.monotonic() - started < 30
+        assert time.monotonic() - started < 90
     finally:
         ceph.resume_osds()
     file.close()

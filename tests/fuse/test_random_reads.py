@@ -56,7 +56,7 @@ def check_reads(view: StaticView, cache: MemoryCache, root: Path, reader: Proces
                     key.split(b"/")[1] for key in CONTENTS if key.startswith(name.split(b"/")[0])
                 }
             offset %= len(CONTENTS[name]) + 10
-            assert reader.submit(read, str(path), offset, size).result(60) == CONTENTS[name][offset : offset + size]
+            assert reader.submit(read, str(path), offset, size).result(180) == CONTENTS[name][offset : offset + size]
 
     check()
 

@@ -97,7 +97,7 @@ def test_interrupted_goes_on_where_it_was(forebay: CommandLine, bucket: Bucket) 
     process = forebay.start("prefetch", bucket.url, "--max-connections", "2")
     bucket.proxy.wait_for(10, "GET")
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=60)
+    process.communicate(timeout=180)
     assert process.returncode == 130
     assert forebay.pids() == []
     bucket.proxy.heal()
@@ -122,7 +122,7 @@ def test_interrupted_through_a_mount_is_cancelled_there(forebay: CommandLine, bu
     wait_until(total, "the total to be known while it runs")
     assert totals - {None} == {41}
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=60)
+    process.communicate(timeout=180)
     assert process.returncode == 130
     wait_until(
         lambda: [job["state"] for job in forebay.status(where)["jobs"]] == ["cancelled"], "the job to be cancelled"

@@ -138,7 +138,7 @@ def test_foreground_ends_with_a_signal(forebay: CommandLine, bucket: Bucket) -> 
         wait_until(lambda: os.path.ismount(where) or process.poll() is not None, "the mount")
         assert (where / "f").read_bytes() == b"data"
         process.terminate()
-        _, stderr = process.communicate(timeout=60)
+        _, stderr = process.communicate(timeout=180)
     finally:
         process.kill()
         process.wait()
@@ -213,7 +213,7 @@ def test_status_counts(forebay: CommandLine, bucket: Bucket) -> None:
     assert status["state"] == "serving"
     assert status["cache"]["fetched_bytes"] >= sum(map(len, bucket.truth.values()))
     assert {tier["name"] for tier in status["cache"]["tiers"]} == {"ram", "ssd"}
-    with urllib.request.urlopen(f"http://127.0.0.1:{status['metrics_port']}/metrics", timeout=60) as answer:
+    with urllib.request.urlopen(f"http://127.0.0.1:{status['metrics_port']}/metrics", timeout=180) as answer:
         scraped = answer.read().decode()
     assert {line.split()[2] for line in scraped.splitlines() if line.startswith("# TYPE ")} == {
         row.name for row in metrics.TABLE

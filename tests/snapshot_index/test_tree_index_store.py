@@ -102,7 +102,7 @@ def test_a_killed_build_is_neither_seen_nor_in_the_way(tmp_path: Path) -> None:
     assert reached.wait(60)
     assert process.pid is not None
     os.kill(process.pid, signal.SIGKILL)
-    process.join(60)
+    process.join(180)
     store = TreeIndexStore(tmp_path)
     assert any(path.name.endswith(".part") for path in tmp_path.iterdir())
     assert store.open(COMMIT, Layout()) is None
@@ -118,7 +118,7 @@ def test_processes_that_want_one_index_build_it_once(tmp_path: Path) -> None:
         process.start()
     reports = [results.get(timeout=120) for _ in processes]
     for process in processes:
-        process.join(60)
+        process.join(180)
     results.close()
     results.join_thread()
     assert sorted(reports) == [(0, 50), (0, 50), (1, 50)]

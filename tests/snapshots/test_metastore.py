@@ -27,7 +27,7 @@ def lease(lease_id: str, commit: bytes | None = A) -> LeaseRecord:
     )
 
 
-def wait_for(condition: Callable[[], bool], timeout_s: float = 20.0) -> None:
+def wait_for(condition: Callable[[], bool], timeout_s: float = 120.0) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline, "the condition did not come true"
@@ -156,7 +156,7 @@ def test_of_many_writers_of_one_branch_exactly_one_wins(meta: MetaStore) -> None
         barrier = threading.Barrier(len(candidates))
 
         def race(new: bytes, barrier: threading.Barrier = barrier, expected: bytes = head) -> bool:
-            barrier.wait(30)
+            barrier.wait(120)
             return isinstance(meta.publish("d", "main", expected, new), Published)
 
         with concurrent.futures.ThreadPoolExecutor(len(candidates)) as pool:

@@ -35,7 +35,7 @@ def test_a_killed_server_is_an_error_within_the_deadline(server: MongoServer) ->
         started = time.monotonic()
         with pytest.raises(MetadataUnavailable, match=f"127.0.0.1:{server.port}") as caught:
             repo.resolve("d")
-        assert time.monotonic() - started < 20
+        assert time.monotonic() - started < 60
         assert "MongoDB runs" in str(caught.value)
         assert len(str(caught.value)) < 500
 

@@ -29,7 +29,7 @@ def failing(*errors: StoreError) -> Callable[[], Awaitable[str]]:
 
 async def until_answered(run: Calls) -> str:
     """Ask until the breaker lets the question through."""
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while True:
         try:
             return await run.run("get", "x", failing())
@@ -79,7 +79,7 @@ async def test_an_attempt_that_hangs_leaves_time_for_another() -> None:
 
     started = time.monotonic()
     assert await calls(3).run("get", "x", attempt) == "done"
-    assert time.monotonic() - started < 20
+    assert time.monotonic() - started < 60
 
 
 async def test_slots_are_bounded_and_given_back() -> None:

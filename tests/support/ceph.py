@@ -28,8 +28,8 @@ from forebay.tests.support.servers import free_ports, unavailable
 
 TOOLS = ("ceph", "ceph-authtool", "ceph-mgr", "ceph-mon", "ceph-osd", "monmaptool")
 OSDS = 2
-COMMAND_TIMEOUT_S = 60
-READY_TIMEOUT_S = 120.0
+COMMAND_TIMEOUT_S = 120
+READY_TIMEOUT_S = 240.0
 
 
 @dataclass

@@ -14,15 +14,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from . import leftovers
 from .servers import unavailable
 
-TIMEOUT_S = 150.0
+TIMEOUT_S = 300.0
 _END_TIMEOUT_S = 30.0
 
 Done = subprocess.CompletedProcess[str]
 
 
-def wait_until(condition: Callable[[], object], what: str, *, timeout_s: float = 60.0) -> None:
+def wait_until(condition: Callable[[], object], what: str, *, timeout_s: float = 180.0) -> None:
     """Poll until `condition()` is true; AssertionError after `timeout_s`."""
     deadline = time.monotonic() + timeout_s
     while not condition():
@@ -150,7 +151,7 @@ def command_line(folder: Path, environment: Mapping[str, str] | None = None) -> 
     """A command line of its own; at the end nothing of it is mounted or running."""
     for name in ("run", "home", "cache", "state", "data"):
         (folder / name).mkdir(parents=True, exist_ok=True)
-    ram = Path(tempfile.mkdtemp(prefix="fb-ram-", dir="/dev/shm"))
+    ram = Path(tempfile.mkdtemp(prefix="ram-", dir=leftovers.shm_folder()))
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("FOREBAY_", "AWS_", "XDG_"))}
     commands = CommandLine(
         folder,

@@ -165,7 +165,7 @@ class FaultProxy:
 
     def _call(self, coroutine: Coroutine[None, None, None]) -> None:
         assert self._loop is not None
-        asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(timeout=30)
+        asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(timeout=120)
 
     async def _listen(self) -> None:
         if self._server is None:
@@ -292,7 +292,7 @@ def fault_proxy(target: str) -> Iterator[FaultProxy]:
     finally:
         proxy.refuse()
         loop.call_soon_threadsafe(loop.stop)
-        thread.join(timeout=30)
+        thread.join(timeout=120)
         loop.close()
 
 

@@ -22,7 +22,7 @@ from forebay.fuse_mount.xattrs import CacheFacts
 from .servers import unavailable
 
 _T = TypeVar("_T")
-WAIT_S = 60.0
+WAIT_S = 180.0
 
 
 def need_fuse() -> None:

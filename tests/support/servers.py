@@ -22,7 +22,7 @@ import botocore.config
 import pymongo
 import pytest
 
-READY_TIMEOUT_S = 60.0
+READY_TIMEOUT_S = 180.0
 
 
 def unavailable(reason: str) -> NoReturn:
@@ -67,8 +67,8 @@ class S3Server:
 
     endpoint_url: str
     process: subprocess.Popen[bytes]
-    access_key: str = "forebay-test"
-    secret_key: str = "forebay-secret"
+    access_key: str = "key-of-the-tests"
+    secret_key: str = "secret-of-the-tests"
     _counter: int = field(default=0, repr=False)
 
     def client(self) -> Any:
@@ -146,6 +146,8 @@ def s3_server(folder: Path) -> Iterator[S3Server]:
         yield server
     finally:
         stop(process)
+        # Its filer listens on this socket as well, wherever its data is.
+        Path(f"/tmp/seaweedfs-filer-{filer}.sock").unlink(missing_ok=True)
 
 
 def mongod_binary() -> str:

@@ -6,6 +6,7 @@ kills this process knows what must be there afterwards. `apply` does the same to
 
 import asyncio
 import random
+import signal
 import sys
 from pathlib import Path
 
@@ -21,6 +22,7 @@ NAMES = ["a", "b", "c", "d"]
 FOLDERS = ["", "x/", "x/y/", "z/"]
 SIZES = [0, 10, 5_000, 40_000, 400_000, 9_000_000]
 FOLDER = None
+LIFETIME_S = 300
 Model = dict[str, bytes | None]
 
 
@@ -141,4 +143,6 @@ async def main(folder: str, url: str, bucket: str, seed: str) -> None:
 
 
 if __name__ == "__main__":
+    # Nobody lets it write for longer: who started it died, or it hangs.
+    signal.alarm(LIFETIME_S)
     asyncio.run(main(*sys.argv[1:]))

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from forebay.errors import TierFull
+from forebay.tests.support import leftovers
 from forebay.tests.tiers_local.content import content_of, version_of
 from forebay.tests.tiers_local.policies import RandomPolicy
 from forebay.tiers.local import LocalTier, TierOptions
@@ -29,7 +30,9 @@ class TierMachine(RuleBasedStateMachine):
 
     @initialize(on_tmpfs=st.booleans(), seed=st.integers(0, 1000))
     def start(self, on_tmpfs: bool, seed: int) -> None:
-        self.folder = Path(tempfile.mkdtemp(dir="/dev/shm" if on_tmpfs else None, prefix="forebay-tier-model-"))
+        self.folder = Path(
+            tempfile.mkdtemp(dir=leftovers.shm_folder() if on_tmpfs else None, prefix="forebay-tier-model-")
+        )
         self.seed = seed
         self.written: dict[ObjectVersion, set[int]] = {}
         self.tier = self.open()

@@ -49,7 +49,7 @@ class Machine(RuleBasedStateMachine):
     async def nothing_is_leaked(self) -> None:
         """Every data file and every inline datum belongs to a node, once what is being given up is gone."""
         side = self.lab.side
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(180):
             while True:
                 nodes = [node for node in side.state.by_id.values() if node.data]
                 files = {node.data for node in nodes if not node.inline}
@@ -154,7 +154,7 @@ class Machine(RuleBasedStateMachine):
     @rule()
     def flush(self) -> None:
         self.bucket.fault = lambda kind, key: None
-        self.run(self.lab.side.flush(timeout_s=60))
+        self.run(self.lab.side.flush(timeout_s=180))
 
     @rule(share=st.sampled_from([0.0, 0.2, 0.6]), seed=st.integers(0, 1000))
     def faults(self, share: float, seed: int) -> None:
@@ -176,7 +176,7 @@ class Machine(RuleBasedStateMachine):
     def teardown(self) -> None:
         try:
             self.bucket.fault = lambda kind, key: None
-            self.run(self.lab.side.flush(timeout_s=60))
+            self.run(self.lab.side.flush(timeout_s=180))
             assert self.run(self.lab.tree()) == self.model
             assert self.lab.bucket_tree() == self.model
             assert self.bucket.uploads == {}

@@ -239,7 +239,7 @@ def test_mmap_writes_are_kept(mount_it: MountIt, bucket: MultipartBucket) -> Non
     mount = mount_it()
     path = mount.path / "f"
     path.write_bytes(bytes(200_000))
-    subprocess.run([sys.executable, "-c", MAPPER, str(path)], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", MAPPER, str(path)], check=True, timeout=180)
     mount.flush()
     until(lambda: bucket.contents()["f"][5:10] == b"early", "pages written after the last close are uploaded")
     assert path.read_bytes()[100_000:100_005] == b"hello"

@@ -123,7 +123,7 @@ async def test_what_was_acked_survives_kill_9_and_reaches_the_bucket(s3: S3Serve
         assert brief(found) == brief(model), begun[acked:]
         side.state.validate()
         if turn % 2 or turn == KILLS - 1:
-            await side.flush(timeout_s=120)
+            await side.flush(timeout_s=180)
             assert brief(in_bucket(s3, bucket)) == brief(model)
             assert await side.store.list_uploads("") == []
             nodes = side.state.by_id.values()
@@ -153,7 +153,7 @@ async def test_lost_answers_of_a_real_server_are_found_out(s3: S3Server, tmp_pat
                 file = side.create(name.encode(), Attributes(0o640, 3, 4))
                 file.write(0, data)
                 file.release()
-            await side.flush(timeout_s=60)
+            await side.flush(timeout_s=180)
             assert brief(in_bucket(s3, bucket)) == brief(expected)
             assert side.uploads.counts.conflicts == 0
             side.rename(b"large", b"moved")
@@ -163,7 +163,7 @@ async def test_lost_answers_of_a_real_server_are_found_out(s3: S3Server, tmp_pat
                 Fault.lose_answer(only="PUT"),
                 Fault.lose_answer(only="DELETE"),
             ]
-            await side.flush(timeout_s=60)
+            await side.flush(timeout_s=180)
             moved = {"small": expected["small"], "moved": expected["large"]}
             assert brief(in_bucket(s3, bucket)) == brief(moved)
             head = await store.head("small")
@@ -186,13 +186,13 @@ async def test_the_real_server_checks_conditions(s3: S3Server, tmp_path: Path) -
             file = side.create(name.encode(), Attributes(0o644, 0, 0))
             file.write(0, content(1, size))
             file.release()
-        await side.flush(timeout_s=60)
+        await side.flush(timeout_s=180)
         for name in ("small", "large"):
             s3.client().put_object(Bucket=bucket, Key=name, Body=b"theirs")
             file = side.open(name.encode(), writable=True, truncate=True)
             file.write(0, content(2, 1000 if name == "small" else 12 * MIB))
             file.release()
-        await side.flush(timeout_s=60)
+        await side.flush(timeout_s=180)
         found = in_bucket(s3, bucket)
         assert found.pop("small") == found.pop("large") == b"theirs"
         assert sorted(len(data or b"") for data in found.values()) == [1000, 12 * MIB]

@@ -41,7 +41,7 @@ async def test_a_closed_file_reaches_the_bucket_with_its_attributes(lab: Lab) ->
     lab.write(b"a/b.bin", b"content")
     node = lab.side.set_attributes(b"a/b.bin", mode=0o600, uid=7, gid=8, mtime_ns=1_700_000_000_123_456_789)
     lab.side.set_xattr(b"a/b.bin", b"user.k", b"\0v")
-    await lab.side.flush(timeout_s=20)
+    await lab.side.flush(timeout_s=120)
     assert lab.bucket.contents() == {"a/": b"", "a/b.bin": b"content"}
     stored = attributes_of(lab.bucket.objects["a/b.bin"].metadata)
     assert stored.mtime_ns == 1_700_000_000_123_456_789
@@ -83,7 +83,7 @@ async def test_a_small_change_of_a_large_object_stores_and_sends_little(lab: Lab
     assert where.stored_bytes == 7
     expected = content[: 20 * MIB + 5] + b"changed" + content[20 * MIB + 12 :]
     assert await lab.read(b"big") == expected
-    await lab.side.flush(timeout_s=20)
+    await lab.side.flush(timeout_s=120)
     assert lab.bucket.contents() == {"big": expected}
     assert lab.side.uploads.counts.copied_bytes >= 20 * MIB
     assert lab.side.uploads.counts.sent_bytes <= 16 * MIB
@@ -95,7 +95,7 @@ async def test_the_checkpoint_pattern_sends_the_final_name_only(tmp_path: Path) 
     for version in range(3):
         lab.write(b"ckpt.tmp", b"v%d" % version)
         lab.rename(b"ckpt.tmp", b"ckpt.pt")
-    await lab.side.flush(timeout_s=20)
+    await lab.side.flush(timeout_s=120)
     assert lab.bucket.contents() == {"ckpt.pt": b"v2"}
     assert lab.bucket.calls["put"] == 1
     await lab.side.close()
@@ -108,7 +108,7 @@ async def test_a_file_deleted_while_its_upload_hangs_does_not_come_back(lab: Lab
     lab.unlink(b"f")
     lab.bucket.fault = lambda kind, key: None
     lab.bucket.released.set()
-    await lab.side.flush(timeout_s=20)
+    await lab.side.flush(timeout_s=120)
     assert lab.bucket.contents() == {}
     assert await lab.tree() == {}
 
@@ -120,7 +120,7 @@ async def test_a_file_renamed_while_its_upload_hangs_is_uploaded_under_the_new_n
     lab.rename(b"f", b"g")
     lab.bucket.fault = lambda kind, key: None
     lab.bucket.released.set()
-    await lab.side.flush(timeout_s=20)
+    await lab.side.flush(timeout_s=120)
     assert lab.bucket.contents() == {"g": b"x"}
 
 
@@ -133,7 +133,7 @@ async def test_a_file_changed_while_its_parts_are_read_is_never_published_torn(l
     lab.bucket.released.set()
     await until(lambda: "f" in lab.bucket.contents())
     assert lab.bucket.contents()["f"] == b"b" * (40 * MIB)
-    await lab.side.flush(timeout_s=20)
+    await lab.side.flush(timeout_s=120)
     assert lab.side.uploads.counts.disturbed >= 1
     assert lab.bucket.uploads == {}
 
@@ -143,7 +143,7 @@ async def test_appending_does_not_keep_a_log_from_being_uploaded(lab: Lab) -> No
     file = lab.create(b"log")
     file.write(0, b"a" * (33 * MIB))
     file.sync()
-    flushing = asyncio.create_task(lab.side.flush(b"log", timeout_s=20))
+    flushing = asyncio.create_task(lab.side.flush(b"log", timeout_s=120))
     await until(lambda: lab.bucket.calls["part"] > 0)
     file.append(b"b" * MIB)
     lab.bucket.fault = lambda kind, key: None
@@ -152,7 +152,7 @@ async def test_appending_does_not_keep_a_log_from_being_uploaded(lab: Lab) -> No
     assert lab.bucket.contents()["log"][: 33 * MIB] == b"a" * (33 * MIB)
     file.sync()
     await flushing
-    await lab.side.flush(timeout_s=20)
+    await lab.side.flush(timeout_s=120)
     assert lab.bucket.contents()["log"] == b"a" * (33 * MIB) + b"b" * MIB
     file.release()
 
@@ -174,7 +174,7 @@ async def test_lost_answers_are_found_out(lab: Lab, kind: str) -> None:
     lab.write(b"large", b"l" * (20 * MIB))
     lab.rename(b"listed", b"moved")
     lab.unlink(b"doomed")
-    await lab.side.flush(timeout_s=30)
+    await lab.side.flush(timeout_s=120)
     assert lost
     assert lab.bucket.contents() == {"small": b"s", "large": b"l" * (20 * MIB), "moved": b"there before"}
     assert lab.side.uploads.counts.conflicts == 0
@@ -189,7 +189,7 @@ async def test_an_outage_delays_and_loses_nothing(lab: Lab) -> None:
         await lab.side.flush(timeout_s=0.3)
     assert lab.side.status().dirty_files == 20
     lab.bucket.fault = lambda kind, key: None
-    await lab.side.flush(timeout_s=20)
+    await lab.side.flush(timeout_s=120)
     assert lab.bucket.contents() == {f"f{index}": b"%d" % index for index in range(20)}
 
 
@@ -199,7 +199,7 @@ async def test_an_object_changed_from_outside_is_kept_beside_ours(lab: Lab) -> N
     lab.write(b"f", b"ours")
     lab.bucket.write("f", b"theirs")
     lab.bucket.fault = lambda kind, key: None
-    await lab.side.flush(timeout_s=20)
+    await lab.side.flush(timeout_s=120)
     contents = lab.bucket.contents()
     assert contents.pop("f") == b"theirs"
     ((name, data),) = contents.items()
@@ -218,7 +218,7 @@ async def test_or_is_overwritten_if_that_was_asked_for(tmp_path: Path) -> None:
     lab.write(b"f", b"ours")
     lab.bucket.write("f", b"theirs")
     lab.bucket.fault = lambda kind, key: None
-    await lab.side.flush(timeout_s=20)
+    await lab.side.flush(timeout_s=120)
     assert lab.bucket.contents() == {"f": b"ours"}
     assert lab.side.uploads.counts.conflicts == 1
     await lab.side.close()
@@ -230,7 +230,7 @@ async def test_a_change_of_attributes_never_overwrites_somebody_elses_bytes(lab:
     lab.side.set_attributes(b"f", lab.shown(b"f"), mode=0o600)
     lab.bucket.write("f", b"theirs, longer")
     lab.bucket.fault = lambda kind, key: None
-    await lab.side.flush(timeout_s=20)
+    await lab.side.flush(timeout_s=120)
     assert lab.bucket.contents() == {"f": b"theirs, longer"}
     assert await lab.read(b"f") == b"theirs, longer"
     assert attributes_of(lab.bucket.objects["f"].metadata).st_mode == 0o100600
@@ -243,7 +243,7 @@ async def test_an_object_written_anew_by_others_is_not_deleted(lab: Lab) -> None
     assert lab.kind(b"f") is None
     lab.bucket.write("f", b"anew")
     lab.bucket.fault = lambda kind, key: None
-    await lab.side.flush(timeout_s=20)
+    await lab.side.flush(timeout_s=120)
     assert lab.bucket.contents() == {"f": b"anew"}
     assert await lab.tree() == {b"f": b"anew"}
 
@@ -265,7 +265,7 @@ async def test_a_renamed_folder_is_seen_at_once_and_its_objects_follow(lab: Lab)
     await restarted(lab)
     lab.bucket.fault = lambda kind, key: None
     assert await lab.tree() == expected
-    await lab.side.flush(timeout_s=30)
+    await lab.side.flush(timeout_s=120)
     assert await lab.tree() == expected
     assert lab.bucket_tree() == expected
     assert not [key for key in lab.bucket.contents() if key.startswith("old")]
@@ -279,7 +279,7 @@ async def test_exchanged_files_swap_their_objects(lab: Lab) -> None:
     lab.bucket.write("b", b"was b")
     lab.side.exchange(b"a", b"b", lab.shown(b"a"), lab.shown(b"b"))
     assert await lab.tree() == {b"a": b"was b", b"b": b"was a"}
-    await lab.side.flush(timeout_s=20)
+    await lab.side.flush(timeout_s=120)
     assert lab.bucket.contents() == {"a": b"was b", "b": b"was a"}
 
 
@@ -287,11 +287,11 @@ async def test_empty_folders_persist_and_emptied_ones_stay(lab: Lab) -> None:
     lab.mkdir(b"empty")
     lab.bucket.write("implicit/only", b"x")
     lab.unlink(b"implicit/only")
-    await lab.side.flush(timeout_s=20)
+    await lab.side.flush(timeout_s=120)
     assert lab.bucket_tree() == {b"empty": FOLDER, b"implicit": FOLDER}
     lab.rmdir(b"empty")
     lab.rmdir(b"implicit")
-    await lab.side.flush(timeout_s=20)
+    await lab.side.flush(timeout_s=120)
     assert lab.bucket.contents() == {}
 
 
@@ -305,7 +305,7 @@ async def test_a_file_unlinked_while_open_is_still_read_and_leaves_nothing(lab: 
         assert bytes(await lab.side.fetch(file, 0, 2)) == b"yx"
         file.sync()
         file.release()
-    await lab.side.flush(timeout_s=20)
+    await lab.side.flush(timeout_s=120)
     assert lab.bucket.contents() == {}
     assert list(lab.side.tier.names()) == []
     assert list(lab.side.records.inline_names()) == []
@@ -318,7 +318,7 @@ async def test_an_object_that_an_open_file_reads_waits_with_its_deletion(lab: La
     await asyncio.sleep(0.05)
     assert bytes(await lab.side.fetch(file, 0, 100)) == b"content"
     file.release()
-    await lab.side.flush(timeout_s=20)
+    await lab.side.flush(timeout_s=120)
     assert lab.bucket.contents() == {}
 
 
@@ -350,7 +350,7 @@ async def test_a_full_tier_fails_the_writer_and_keeps_what_was_acked(lab: Lab) -
         with pytest.raises(TierFull):
             file.write(0, b"y" * 100_000)
     file.release()
-    await lab.side.flush(timeout_s=20)
+    await lab.side.flush(timeout_s=120)
     assert lab.bucket.contents() == {"f": b"x" * 100_000, "g": b""}
 
 
@@ -397,7 +397,7 @@ async def test_appends_of_two_handles_do_not_overwrite_each_other(lab: Lab) -> N
 
 async def test_a_symlink_is_an_object_that_s3fs_knows(lab: Lab) -> None:
     lab.side.symlink(b"link", b"../target", PLAIN)
-    await lab.side.flush(timeout_s=20)
+    await lab.side.flush(timeout_s=120)
     assert lab.bucket.contents() == {"link": b"../target"}
     mode = attributes_of(lab.bucket.objects["link"].metadata).st_mode
     assert mode is not None
@@ -408,7 +408,7 @@ async def test_clean_bytes_are_given_up_from_the_high_watermark_to_the_low_and_d
     lab = await Lab.start(tmp_path, MultipartBucket(), high_watermark_bytes=500_000, low_watermark_bytes=250_000)
     for index in range(4):
         lab.write(b"f%d" % index, b"%d" % index * 100_000)
-        await lab.side.flush(timeout_s=20)
+        await lab.side.flush(timeout_s=120)
     assert lab.side.state.held_bytes == 400_000
     lab.bucket.fault = lambda kind, key: Fault.REFUSE if kind == "put" else None
     lab.write(b"dirty", b"d" * 200_000)
@@ -418,7 +418,7 @@ async def test_clean_bytes_are_given_up_from_the_high_watermark_to_the_low_and_d
     for index in range(4):
         assert await lab.read(b"f%d" % index) == b"%d" % index * 100_000
     lab.bucket.fault = lambda kind, key: None
-    await lab.side.flush(timeout_s=20)
+    await lab.side.flush(timeout_s=120)
     await lab.side.close()
 
 
@@ -429,15 +429,15 @@ async def test_records_go_once_the_listing_has_caught_up(tmp_path: Path) -> None
     lab.mkdir(b"d")
     for index in range(10):
         lab.write(b"d/f%d" % index, b"%d" % index)
-    await lab.side.flush(timeout_s=20)
+    await lab.side.flush(timeout_s=120)
     lab.unlink(b"d/f9")
     lab.mkdir(b"gone")
     lab.write(b"gone/f", b"x")
-    await lab.side.flush(timeout_s=20)
+    await lab.side.flush(timeout_s=120)
     lab.unlink(b"gone/f")
     lab.rmdir(b"gone")
     lab.mkdir(b"gone")
-    await lab.side.flush(timeout_s=20)
+    await lab.side.flush(timeout_s=120)
     await until(lambda: len(lab.side.state.clean) <= 3 and not lab.side.state.whiteouts and not lab.side.state.opaque)
     expected: dict[bytes, bytes | str] = {b"d/f%d" % index: b"%d" % index for index in range(9)}
     assert await lab.tree() == expected | {b"d": FOLDER, b"gone": FOLDER}
