@@ -30,7 +30,9 @@ NOT_INSTALLED = {"tests", "benchmarks", "demo", "docs"}
 
 
 def sources() -> list[Path]:
-    return [p for p in ROOT.rglob("*.py") if not any(part.startswith(".") for part in p.relative_to(ROOT).parts)]
+    """Every module; not what an environment (.venv) or an installation from here (build) has put into the checkout."""
+    found = [(p, p.relative_to(ROOT).parts) for p in ROOT.rglob("*.py")]
+    return [p for p, parts in found if parts[0] != "build" and not any(part.startswith(".") for part in parts)]
 
 
 def imports_of(path: Path) -> set[str]:
