@@ -114,12 +114,13 @@ def s3_server(folder: Path) -> Iterator[S3Server]:
     """SeaweedFS with its S3 gateway, data under `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     # The gRPC port of each part is by default its port + 10000; all are given, so that servers side by side never meet.
-    master, volume, filer, s3, master_grpc, volume_grpc, filer_grpc, s3_grpc = free_ports(8)
+    ports = free_ports(8)
+    master, volume, filer, s3, master_grpc, volume_grpc, filer_grpc, s3_grpc = ports
     log = folder / "weed.log"
     with log.open("wb") as log_file:
         process = subprocess.Popen(
             [
-                weed_binary(), "server", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1",
+                weed_binary(), f"-logdir={folder}", "server", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1",
                 f"-master.port={master}", f"-master.port.grpc={master_grpc}",
                 f"-volume.port={volume}", f"-volume.port.grpc={volume_grpc}",
                 f"-filer.port={filer}", f"-filer.port.grpc={filer_grpc}",
@@ -146,8 +147,10 @@ def s3_server(folder: Path) -> Iterator[S3Server]:
         yield server
     finally:
         stop(process)
-        # Its filer listens on this socket as well, wherever its data is.
-        Path(f"/tmp/seaweedfs-filer-{filer}.sock").unlink(missing_ok=True)
+        # Each part listens on a socket here as well, named after its port, wherever the data is.
+        for path in Path("/tmp").glob("seaweedfs-*.sock"):
+            if path.stem.rpartition("-")[2] in map(str, ports):
+                path.unlink(missing_ok=True)
 
 
 def mongod_binary() -> str:
