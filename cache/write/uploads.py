@@ -459,7 +459,9 @@ class Uploads:
         step.remove(state.attempts.get(attempt.nonce, attempt))
         node = state.by_id.get(attempt.node)
         if unclear and (node is None or state.key_of(node) != attempt.key) and attempt.key not in state.doomed:
-            step.put(Doomed(attempt.key, OURS, self.operations.now_ns(), recheck=True, writer=self.operations.writer))
+            # Not every store keeps the tag of a folder's marker (SeaweedFS drops it), so that a marker is known by being empty.
+            meant = EMPTY if attempt.key.endswith(b"/") else OURS
+            step.put(Doomed(attempt.key, meant, self.operations.now_ns(), recheck=True, writer=self.operations.writer))
 
     async def _lost_condition(self, plan: Plan, error: ObjectChanged) -> None:
         """The key does not hold what was expected: our own upload after a lost reply, or somebody else's object."""

@@ -35,7 +35,7 @@ def open_side(folder: Path, url: str, bucket: str) -> WriteSide:
         tier=FolderTier.at(folder, free_space_ratio=0.0),
         records=SqliteRecords(folder / "records.db"),
         store=S3Store(bucket, StoreOptions(endpoint_url=url, timeout_s=5.0)),
-        options=WriteOptions(writeback_delay_s=0.0, part_bytes=5 * 1024 * 1024, retry_max_s=0.5),
+        options=WriteOptions(writeback_delay_s=0.0, part_bytes=5 * 1024 * 1024, retry_max_s=0.5, recheck_s=6.0),
     )
 
 
