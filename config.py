@@ -219,6 +219,38 @@ class Settings:
         "show a snapshot as folders named by this label, as image-folder loaders expect",
         default_text="by path",
     )
+    # Writing
+    write_tier: str | None = _setting(
+        TEXT,
+        None,
+        "where written data is safe until the bucket has it: a folder, or rados://POOL[?conf=FILE&keyring=FILE&client=NAME]",
+        default_text="$XDG_DATA_HOME/forebay/write, usually ~/.local/share/forebay/write",
+    )
+    write_mode: str = _setting(
+        _choice("back", "through"),
+        "back",
+        "when close returns: as soon as the data is safe in the write tier, or only when it is in the bucket",
+    )
+    writeback_delay: float = _setting(
+        DURATION,
+        1.0,
+        "how long a closed file rests before it is uploaded; what is renamed or deleted by then is never sent",
+    )
+    max_dirty_age: float = _setting(
+        DURATION, 60.0, "age at which written data is uploaded although its file is still open"
+    )
+    max_dirty_size: int = _setting(
+        SIZE, 64 * amounts.GIB, "how much written data may wait for the bucket; writers then wait"
+    )
+    dirty_wait: float = _setting(DURATION, 60.0, "how long a writer waits for room before it gets ENOSPC")
+    write_cache_size: int = _setting(
+        SIZE, 16 * amounts.GIB, "how much of the write tier is used, before uploaded data in it is given up"
+    )
+    on_conflict: str = _setting(
+        _choice("keep-both", "overwrite"),
+        "keep-both",
+        "when the object was changed by others meanwhile: upload ours under a name beside it, or overwrite theirs",
+    )
     # Daemon
     foreground: bool = _setting(BOOLEAN, False, "stay in the foreground, log to stderr")
     idle_timeout: float = _setting(DURATION, 600.0, "when `forebay serve` ends by itself after the last client left")

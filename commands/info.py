@@ -36,6 +36,8 @@ def run(args: argparse.Namespace, settings: config.Settings) -> int:
 
 def _lines(answer: Mapping[str, Any]) -> list[tuple[str, str]]:
     size = answer["size_bytes"]
+    if answer["kind"] == "written":
+        return _written(answer)
     if answer["kind"] == "folder":
         return [
             ("files", amounts.format_count(answer["files"])),
@@ -62,3 +64,19 @@ def _lines(answer: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def _share(part: int, whole: int) -> str:
     return f"{amounts.format_size(part)} of {amounts.format_size(whole)} ({part / whole if whole else 1:.0%})"
+
+
+def _written(answer: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Where a file that was written through the mount is durable."""
+    lines = [
+        ("state", answer["state"]),
+        ("key", answer["key"] + (f", version {answer['etag']}" if answer["etag"] else ", not in the bucket yet")),
+        ("size", f"{amounts.format_size(answer['size_bytes'])} ({answer['size_bytes']} bytes)"),
+    ]
+    if answer["stored_bytes"]:
+        lines.append(("durable in", f"{answer['stored_in']}, {amounts.format_size(answer['stored_bytes'])}"))
+    if answer["dirty_for_s"]:
+        lines.append(("waits for", amounts.format_duration(round(answer["dirty_for_s"], 1))))
+    if answer["failure"]:
+        lines.append(("failure", answer["failure"]))
+    return lines

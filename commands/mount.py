@@ -3,6 +3,9 @@
 Returns when the mount serves, or fails with the reason. The process behind it stays in the background until
 `forebay umount`; with --foreground it stays here, logs to stderr, and ends with Ctrl-C.
 
+A bucket (s3://) is mounted writable: files are safe in the write tier when close returns, and in the bucket soon after
+(`forebay flush` waits for that). --read-only refuses all writing, and opens files faster.
+
 examples:
   forebay mount s3://bucket/images /mnt/images
   forebay mount s3://bucket /mnt/b --endpoint-url http://minio:9000 --cache-dir /nvme0/fb:/nvme1/fb --cache-size 800GiB
@@ -18,7 +21,8 @@ from . import frame
 SETTINGS = (
     "read-only", "cache-dir", "cache-name", "cache-size", "ram-dir", "ram-size", "free-space-ratio", "eviction",
     "eviction-ttl", "metadata-ttl", "endpoint-url", "profile", "anonymous", "io-timeout", "max-connections", "allow-other", "uid",
-    "gid", "umask", "nonempty", "transport", "by-label", "foreground", "log-level", "log-format", "log-file",
+    "gid", "umask", "nonempty", "transport", "by-label", "write-tier", "write-mode", "writeback-delay", "max-dirty-age",
+    "max-dirty-size", "dirty-wait", "write-cache-size", "on-conflict", "foreground", "log-level", "log-format", "log-file",
     "metrics-port", "metrics-address", "meta-url",
 )  # fmt: skip
 

@@ -119,6 +119,7 @@ def describe(one: Mapping[str, Any], before: Mapping[str, Any] | None) -> str:
     if before is not None and before.get("state") == "serving":
         lines.append("  now     " + _rates(one, before))
     lines.append("  fetched " + _fetched(cache))
+    lines += _writes(one.get("write"))
     lines += _names(one["view"])
     lines += [f"  store   {line}" for store in one["stores"] for line in _store(store)]
     if one["metrics_port"]:
@@ -181,6 +182,29 @@ def _fetched(cache: Mapping[str, Any]) -> str:
         wasted = cache["readahead_wasted_bytes"]
         text += f"; {amounts.format_size(cache['readahead_bytes'])} ahead, {amounts.format_size(wasted)} of it unread"
     return text
+
+
+def _writes(write: Mapping[str, Any] | None) -> list[str]:
+    """What was written and is on its way to the bucket."""
+    if write is None:
+        return []
+    counts = write["counts"]
+    if write["dirty_files"] or write["doomed"]:
+        dirty = f"{amounts.format_count(write['dirty_files'])} files ({amounts.format_size(write['dirty_bytes'])}) not in the bucket yet"
+        if write["oldest_age_s"]:
+            dirty += f", the oldest for {amounts.format_duration(round(write['oldest_age_s'], 1))}"
+        if write["doomed"]:
+            dirty += f", {amounts.format_count(write['doomed'])} objects to delete"
+    else:
+        dirty = "all in the bucket"
+    sent = f"{amounts.format_count(counts['files'])} files sent ({amounts.format_size(counts['sent_bytes'])})"
+    lines = [f"  writes  {dirty}; {sent}, {write['tier']}"]
+    if counts["conflicts"]:
+        lines.append(f"  writes  {counts['conflicts']} conflicts with changes by others (see the log)")
+    if write["paused"]:
+        lines.append(f"  writes  waiting: {write['paused']}")
+    lines += [f"  failure {failure}" for failure in write["failures"][:3]]
+    return lines
 
 
 def _names(view: Mapping[str, Any]) -> list[str]:

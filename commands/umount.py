@@ -1,5 +1,6 @@
 """Unmount, and wait until the process behind the mount has ended and its cache folder is free.
 
+What was written and is not in the bucket yet stays safe in the write tier, and goes on with the next mount; --flush waits for it.
 Works as well when that process is dead. A mount in use is refused unless it is to go anyway: --lazy takes the name away
 now and the mount when the last user has closed; --force makes whoever still reads fail at once, and kills a process that does not end.
 """
@@ -11,8 +12,9 @@ import signal
 
 from .. import config
 from ..client import registry
+from ..client.control import Control
 from ..errors import DaemonUnreachable
-from . import frame
+from . import flush, frame
 
 WAIT_TIMEOUT_S = 60.0
 FORCE_TIMEOUT_S = 5.0
@@ -20,6 +22,7 @@ FORCE_TIMEOUT_S = 5.0
 
 def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("mountpoint", metavar="MOUNTPOINT")
+    parser.add_argument("--flush", action="store_true", help="first wait until what was written is in the bucket")
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--lazy", action="store_true", help="detach now, end when the last user has closed its files")
     how.add_argument("--force", action="store_true", help="users of the mount get errors, and it ends now")
@@ -32,6 +35,8 @@ def run(args: argparse.Namespace, settings: config.Settings) -> int:
 
     path = resolve(args.mountpoint)
     entry = next((entry for entry in registry.entries() if entry.mountpoint == path), None)
+    if args.flush and entry is not None:
+        flush.wait(Control(entry.socket), "", None, as_json=False)
     detach(path, lazy=args.lazy, force=args.force)
     ended = entry is None or args.lazy or _wait(entry, force=args.force)
     if args.json:

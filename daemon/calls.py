@@ -15,6 +15,7 @@ from .prefetching import PrefetchRequest
 from .service import Service
 from .sources import Source
 from .tree import Tree
+from .write_part import WritePart
 
 
 def add_to(server: ControlServer, service: Service, stop: Callable[[str], None]) -> None:
@@ -28,6 +29,9 @@ def add_to(server: ControlServer, service: Service, stop: Callable[[str], None])
     server.add("GET", "pins", calls.pins)
     server.add("POST", "unpin", calls.unpin)
     server.add("POST", "cancel", calls.cancel)
+    server.add("POST", "flush", calls.flush)
+    server.add("GET", "writeback", calls.writeback)
+    server.add("POST", "writeback/retry", calls.retry)
     server.add("POST", "stop", calls.stop)
 
 
@@ -47,6 +51,9 @@ class _Calls:
 
     async def _info(self, source: Source, path: str) -> dict[str, Any]:
         service = self._service
+        written = service.writing.info(path) if service.writing is not None else None
+        if written is not None:
+            return written
         async with Tree(source.view).node(path) as node:
             if node.kind is Kind.FILE:
                 version = source.view.version(node.ino)
@@ -117,6 +124,29 @@ class _Calls:
         job = self._service.jobs.get(str((await body_of(request)).get("id")))
         await self._service.jobs.cancel(job)
         return web.json_response(job.describe())
+
+    async def flush(self, request: web.Request) -> web.StreamResponse:
+        """Lines with what is left, until everything at and below `path` is in the bucket, or `timeout_s` is over."""
+        body = await body_of(request)
+        writing = self._written()
+        timeout_s = body.get("timeout_s")
+        return await stream_lines(
+            request, writing.flush(str(body.get("path", "")), None if timeout_s is None else float(timeout_s))
+        )
+
+    async def writeback(self, request: web.Request) -> web.Response:
+        limit = int(query_of(request).get("limit", "1000"))
+        return web.json_response(self._written().pending(limit))
+
+    async def retry(self, request: web.Request) -> web.Response:
+        """Try again at once what waits after a failure."""
+        self._written().side.writeback.retry_now()
+        return web.json_response({"retrying": True})
+
+    def _written(self) -> WritePart:
+        if self._service.writing is None:
+            raise UsageError("nothing is written through this process", remedy="mount the bucket without --read-only")
+        return self._service.writing
 
     async def stop(self, request: web.Request) -> web.Response:
         self._stop(str((await body_of(request)).get("reason", "asked on the control socket")))

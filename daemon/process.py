@@ -1,7 +1,7 @@
 """The life of a Forebay process: it takes hold of a cache, mounts if asked to, serves, and leaves in good order.
 
-    coming up     mountpoint looked at - tiers opened (the lock of the cache) - store asked - control socket - mount - registry
-    going down    jobs cancelled - unmounted - control socket - cache and tiers closed - store closed - registry
+    coming up     mountpoint looked at - tiers opened (the lock of the cache) - store asked - control socket - write side - mount - registry
+    going down    jobs cancelled - unmounted - write side - control socket - cache and tiers closed - store closed - registry
 
 The way down is the way up read backwards, but for the registry, whatever made it end: SIGTERM, SIGINT, an unmount from outside, a call on the
 control socket, idleness of a process without a mount, or an error on the way up. A second signal ends the patience for
@@ -23,11 +23,13 @@ from ..client import registry
 from ..fuse_mount import mountpoint as mountpoints
 from ..fuse_mount.options import MountOptions
 from ..fuse_mount.session import GRACE_S, Mount, mount
+from ..fuse_mount.transport import READ_ONLY
 from . import calls, file_calls, metrics, sources
 from .control import ControlServer
 from .launch import Request
 from .places import places_of, tier_options
 from .service import Service
+from .write_part import WritePart
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +79,7 @@ async def hold(request: Request, *, role: registry.Role, stopping: Stopping) -> 
     started_s = time.time()
     name = sources.name_of(request.source, settings)
     where = request.mountpoint
-    options = mount_options(settings)
+    options = mount_options(settings, read_only=True)
     if where is not None:
         where = await asyncio.to_thread(mountpoints.prepare, where, options)
     owner = f"the mount at {where}" if where is not None else f"forebay {role}"
@@ -112,8 +114,14 @@ async def hold(request: Request, *, role: registry.Role, stopping: Stopping) -> 
             port = await stack.enter_async_context(metrics.serve(service.status, settings))
             entry = replace(entry, metrics_port=port)
         if where is not None:
+            writing = service.writing = await WritePart.open(source, service.cache, settings)
+            if writing is None:
+                view, kit = source.view, READ_ONLY
+            else:
+                stack.push_async_callback(writing.close)
+                view, kit, options = writing.view, writing.kit, mount_options(settings, read_only=False)
             service.mount = await mount(
-                source.view, service.cache, where, source=name.text, options=options, facts=service.facts
+                view, service.cache, where, source=name.text, options=options, facts=service.facts, kit=kit
             )
             stack.push_async_callback(_unmount, service.mount, stopping)
         service.entry = entry
@@ -123,14 +131,11 @@ async def hold(request: Request, *, role: registry.Role, stopping: Stopping) -> 
         yield service
 
 
-def mount_options(settings: config.Settings) -> MountOptions:
-    """The choices of a mount that the settings mean. Raises UsageError.
-
-    Every mount is read-only, asked for or not: the write side is not part of the mount yet, and `Service.describe` says so.
-    """
+def mount_options(settings: config.Settings, *, read_only: bool) -> MountOptions:
+    """The choices of a mount that the settings mean. Raises UsageError."""
     return MountOptions(
         transport=settings.transport,  # type: ignore[arg-type]
-        read_only=True,
+        read_only=read_only,
         allow_other=settings.allow_other,
         nonempty=settings.nonempty,
         uid=os.getuid() if settings.uid is None else settings.uid,

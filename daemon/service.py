@@ -26,6 +26,7 @@ from .jobs import Jobs
 from .places import Places
 from .sources import Source, is_dataset
 from .versions import Versions
+from .write_part import WritePart
 
 
 class Service:
@@ -51,6 +52,7 @@ class Service:
         self.entry: Entry | None = None
         self.server: ControlServer | None = None
         self.mount: Mount | None = None
+        self.writing: WritePart | None = None
 
     @classmethod
     @contextlib.asynccontextmanager
@@ -120,8 +122,8 @@ class Service:
         if self.mount is None:
             return []
         notes = list(self.mount.status().notes)
-        if not self.settings.read_only and not is_dataset(self.source.name.text):
-            notes.append("the mount is read-only: this version of Forebay does not write")
+        if self.writing is None and not self.settings.read_only and not is_dataset(self.source.name.text):
+            notes.append("the mount is read-only: only buckets (s3://) can be written to")
         return notes
 
     def status(self) -> dict[str, Any]:
@@ -136,6 +138,7 @@ class Service:
             "cache": {**asdict(stats), "asked_bytes": stats.asked_bytes},
             "stores": [_describe_store(store) for store in self.source.stores.values()],
             "view": self.source.describe(),
+            "write": self.writing.describe() if self.writing is not None else None,
             "jobs": [job.describe() for job in self.jobs.all()],
         }
 

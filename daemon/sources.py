@@ -114,8 +114,21 @@ class LiveSource:
         return self._name
 
     @property
-    def view(self) -> View:
+    def view(self) -> LiveView:
         return self._view
+
+    @property
+    def namespace(self) -> Namespace:
+        return self._namespace
+
+    @property
+    def store(self) -> UnderStore:
+        return self._store
+
+    @property
+    def prefix(self) -> str:
+        """Empty, or ending in a slash."""
+        return self._prefix
 
     @classmethod
     async def open(cls, text: str, settings: config.Settings) -> "LiveSource":

@@ -149,6 +149,7 @@ class PendingUpload:
     initiated_ns: int
 
 
+@runtime_checkable
 class MultipartStore(UnderStore, Protocol):
     """An under store that takes an object in parts. Nothing is visible under the key before `complete_upload`.
 

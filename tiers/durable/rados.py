@@ -34,7 +34,6 @@ PIECE_BYTES = 4 * 1024 * 1024
 HEAD_STEP = 64
 IN_FLIGHT = 16
 TIMEOUT_S = 30.0
-NAMESPACE = "forebay-write"
 # From librados.h; the binding does not export them.
 FULL_TRY = 64
 FULL_FORCE = 128
@@ -67,9 +66,10 @@ class RadosTier:
     """See the module. `client` is a Ceph user (`client.NAME`); its key is read by librados from `keyring`."""
 
     def __init__(
-        self, pool: str, *, conf: Path, keyring: Path | None = None, client: str = "client.admin", timeout_s: float = TIMEOUT_S
+        self, pool: str, *, conf: Path, keyring: Path | None = None, client: str = "client.admin",
+        namespace: str = "forebay-write", timeout_s: float = TIMEOUT_S,
     ) -> None:  # fmt: skip
-        """Connect. Raises TierFailed if the cluster does not answer in time or has no such pool, UsageError without librados."""
+        """Connect. What is written under another `namespace` of the pool is not seen. Raises TierFailed if the cluster does not answer in time or has no such pool, UsageError without librados."""
         self._rados = load_rados()
         self._pool = pool
         self.timeout_s = timeout_s
@@ -85,7 +85,7 @@ class RadosTier:
             self._cluster = self._rados.Rados(conffile=str(conf), name=client, conf=settings)
             self._cluster.connect(timeout=max(1, round(timeout_s)))
             self._pieces = self._cluster.open_ioctx(pool)
-            self._pieces.set_namespace(NAMESPACE)
+            self._pieces.set_namespace(namespace)
         except self._rados.Error as error:
             if self._cluster is not None:
                 self._cluster.shutdown()
