@@ -75,7 +75,7 @@ def test_mountpoints_that_cannot_be_used(forebay: CommandLine, bucket: Bucket, t
     assert "mountpoint already" in again.stderr
     done = forebay("umount", tmp_path / "full")
     assert done.returncode == 31
-    forebay.ok("mount", bucket.url, full, "--nonempty", "--cache-name", "third")
+    forebay.ok("mount", bucket.url, full, "--nonempty", "--cache-name", "third", "--read-only")
     assert not (full / "x").exists()
     forebay.ok("umount", full)
 
@@ -86,7 +86,7 @@ def test_cache_in_use_is_refused_and_names_the_holder(forebay: CommandLine, buck
     assert done.returncode == 21
     assert f"at {first}" in done.stderr
     assert "cache-name" in done.stderr
-    forebay.mount(bucket.url, "--cache-name", "of-its-own")
+    forebay.mount(bucket.url, "--cache-name", "of-its-own", "--read-only")
 
 
 def test_cache_in_use_by_somebody_unknown(forebay: CommandLine, bucket: Bucket) -> None:
