@@ -10,6 +10,7 @@ A run that died is taken up by the next command; two collectors exclude each oth
 import contextlib
 import os
 import socket
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -220,8 +221,14 @@ class Collector:
         return [state.id for state in states if state.id not in reachable and state.touched_ms <= not_after_ms]
 
     def _horizon_ms(self) -> int:
-        """What was touched after this moment is left alone: the grace period, or the start of the oldest running commit."""
-        horizon = self._meta.now_ms() - int(self._grace_s * 1000)
+        """What was touched after this moment is left alone: the grace period, or the start of the oldest running commit.
+
+        Returns when the store's clock shows a later time, so that what is touched from now on is after it, and never equal to it.
+        """
+        now_ms = self._meta.now_ms()
+        while self._meta.now_ms() <= now_ms:
+            time.sleep(0.001)
+        horizon = now_ms - int(self._grace_s * 1000)
         writers = [lease.started_ms for lease in self._meta.leases() if lease.purpose == "write"]
         return min([horizon, *(started - 1 for started in writers)])
 

@@ -6,7 +6,9 @@ All collectors here have no grace period, so that only the protocol protects wha
 import contextlib
 import os
 import socket
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -17,6 +19,7 @@ from forebay.snapshots import Entry, Repository, Snapshot, batch_of, builder, op
 from forebay.snapshots.gc import GcBusy
 from forebay.snapshots.holds import page_ids
 from forebay.snapshots.metastore import LeaseRecord
+from forebay.snapshots.sqlite import SqliteMetaStore
 from forebay.tiers.version import ObjectVersion
 
 
@@ -151,6 +154,41 @@ def test_a_ref_that_comes_between_mark_and_sweep_keeps_its_version(repo: Reposit
     repo.tag(text, "again") if kind == "tag" else repo.branch(text, "again")
     collector.sweep()
     assert is_whole(repo, repo.resolve("d@again"))
+
+
+@pytest.mark.parametrize("use", ["mount", "tag", "edit"])
+def test_what_is_used_in_the_moment_of_the_horizon_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, use: str
+) -> None:
+    """A clock that ticks so seldom that a sweep begins, and a version is taken into use, in one and the same tick."""
+    monkeypatch.setattr(SqliteMetaStore, "now_ms", lambda _: time.time_ns() // 1_000_000 // 250 * 250)
+    with open_repository(f"sqlite:///{tmp_path}/coarse.db") as repo:
+        repo.create_dataset("d")
+        made = repo.create("d", [rows("a", range(20))])
+        text = f"d@{made.snapshot.commit.id.hex()}"
+        repo.delete_ref("d", "branch", "main")
+        collector = repo.collector(grace_s=0)
+        collector.mark()
+        original = repo.meta.delete_commits
+
+        def meanwhile(ids: Sequence[bytes], not_after_ms: int) -> int:
+            if use == "mount":
+                holds.enter_context(repo.hold(repo.resolve(text), purpose="mount", what="m"))
+            elif use == "tag":
+                repo.tag(text, "again")
+            else:
+                repo.rollback(text, branch="again")
+            return original(ids, not_after_ms)
+
+        monkeypatch.setattr(repo.meta, "delete_commits", meanwhile)
+        with contextlib.ExitStack() as holds:
+            # The beginning of a tick, so that all of it fits into one.
+            tick_ms = repo.meta.now_ms()
+            while repo.meta.now_ms() == tick_ms:
+                time.sleep(0.001)
+            collector.sweep()
+            assert repo.resolve(text).commit == made.snapshot.commit
+            assert is_whole(repo, made.snapshot)
 
 
 @pytest.mark.parametrize("method", ["delete_commits", "condemned_pages", "delete_condemned"])
