@@ -106,7 +106,9 @@ def _manifest_options(
 
     def report(at: ImportProgress) -> None:
         assert shown is not None
-        shown.update(done=at.entries, done_bytes=at.read_bytes, total_bytes=at.total_bytes)
+        # How much of a pipe was read is not known.
+        read_bytes = at.read_bytes if at.total_bytes is not None else None
+        shown.update(done=at.entries, done_bytes=read_bytes, total_bytes=at.total_bytes)
 
     return ManifestOptions(
         on_error=args.on_error,

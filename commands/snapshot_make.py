@@ -92,6 +92,8 @@ def _select(args: argparse.Namespace, settings: config.Settings) -> int:
         made = repository.select(args.snapshot, selection, branch=args.branch, note=note_of(args))
         tag_made(repository, made, args)
         report_made(made, args)
+    if not made.snapshot.commit.entry_count and not args.json:
+        frame.message(f"no entry was chosen; `forebay snapshot stats {args.snapshot}` shows which labels there are")
     return 0
 
 
@@ -134,6 +136,11 @@ def _split(args: argparse.Namespace, settings: config.Settings) -> int:
         size = amounts.format_size(commit.size_bytes)
         rows.append((args.prefix + name, part.snapshot.version_name, amounts.format_count(commit.entry_count), size))
     frame.emit_table(rows, header=("BRANCH", "VERSION", "ENTRIES", "SIZE"))
+    empty = [name for name, part in made.items() if not part.snapshot.commit.entry_count]
+    if empty:
+        frame.message(
+            f"nothing fell to {', '.join(empty)}: the more different values of {args.by}, the closer the shares"
+        )
     return 0
 
 

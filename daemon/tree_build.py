@@ -131,7 +131,9 @@ def _build(request: TreeRequest) -> None:
 
 
 def _end_with_parent() -> None:
-    sys.stdin.buffer.read()
+    # Not through sys.stdin: its lock, held by a waiting thread, makes the interpreter abort at its end.
+    while os.read(0, 4096):
+        pass
     os.kill(os.getpid(), signal.SIGKILL)
 
 

@@ -91,6 +91,10 @@ def test_select_split_stats_and_export(forebay: Forebay, tmp_path: Path) -> None
     ).json
     assert set(parts) == {"train", "val", "rest"}
     assert sum(part["entries"] for part in parts.values()) == COUNT
+    none = forebay("snapshot", "select", "pets", "--where", 'label.clas == "cat"', "--branch", "none")
+    assert "no entry was chosen; `forebay snapshot stats pets`" in none.err
+    coarse = forebay("snapshot", "split", "pets@v1", "--train", "0.99", "--val", "0.01", "--by", "label.class")
+    assert "nothing fell to val" in coarse.err
     stats = forebay("snapshot", "stats", "pets", "--json").json
     assert stats["labels"]["class"]["cat"]["entries"] == COUNT // 2
     assert stats["folders"]["dog/"]["entries"] == COUNT // 2
