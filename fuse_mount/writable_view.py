@@ -265,6 +265,10 @@ class WritableView:
         draft = self.side.files.drafts.get(tree.id)
         if draft is not None:
             size, mtime_ns = draft.size, draft.mtime_ns
+        elif tree.kind == NodeKind.DIRECTORY:
+            if not tree.parent:
+                mtime_ns = self.live.node(ROOT_INO).mtime_ns
+            mtime_ns = max(mtime_ns, self._state.touched.get(tree.id, 0))
         return Node(ino, Kind(int(tree.kind)), size, mtime_ns, NAME_TTL_S)
 
     # --- Folders. ----------------------------------------------------------------------------------------

@@ -240,8 +240,11 @@ class Operations:
     # --- Inside. -----------------------------------------------------------------------------------------
 
     def _parent(self, step: Step, state: State, path: bytes) -> tuple[Node, bytes]:
+        """The folder whose entries are about to change, and the name in it."""
         folder, _, name = path.rpartition(b"/")
-        return self.ensure_folder(step, state, folder), name
+        parent = self.ensure_folder(step, state, folder)
+        state.touched[parent.id] = self.now_ns()
+        return parent, name
 
     def _new(
         self, state: State, parent: Node, name: bytes, kind: Kind, attributes: Attributes, **fields: object

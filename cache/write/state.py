@@ -39,6 +39,8 @@ class State:
         self.opaque: dict[int, None] = {}  # folders that show nothing of the listing
         self.base_users: dict[bytes, set[int]] = {}
         self.remote_holders: dict[bytes, int] = {}
+        # When entries of a folder last changed, for its modification time; known for as long as the process lives.
+        self.touched: dict[int, int] = {}
         self.folder_changes = 0  # counts folder nodes that came or went
         self.dirty_bytes = 0
         self.held_bytes = 0  # of clean nodes
@@ -163,6 +165,8 @@ class State:
                 self.clean.pop(node.id, None)
                 self.held.pop(node.id, None)
                 self.opaque.pop(node.id, None)
+                if node.kind == Kind.DIRECTORY:
+                    self.touched.pop(node.id, None)
         if node.base is not None:
             users = self.base_users[node.base.key]
             users.discard(node.id)

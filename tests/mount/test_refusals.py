@@ -86,6 +86,10 @@ def test_cache_in_use_is_refused_and_names_the_holder(forebay: CommandLine, buck
     assert done.returncode == 21
     assert f"at {first}" in done.stderr
     assert "cache-name" in done.stderr
+    refused = forebay("mount", bucket.url, forebay.new_mountpoint(), "--cache-name", "of-its-own")
+    assert refused.returncode == 21
+    assert "write tier" in refused.stderr
+    assert "--read-only" in refused.stderr
     forebay.mount(bucket.url, "--cache-name", "of-its-own", "--read-only")
 
 

@@ -259,7 +259,8 @@ def _lock(folder: Path) -> int:
             holder = f"process {known['pid']} on {known['host']} since {known['since']}"
         os.close(fd)
         raise TierInUse(
-            f"write tier {folder} is in use by {holder}", remedy="unmount that one, or use another folder"
+            f"write tier {folder} is in use by {holder}",
+            remedy="unmount that one, mount with --read-only, or use another --write-tier",
         ) from None
     since = time.strftime("%Y-%m-%d %H:%M:%S")
     os.ftruncate(fd, 0)
