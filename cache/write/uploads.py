@@ -471,9 +471,13 @@ class Uploads:
             await self._finish(plan, info)
             return
         if info is not None and plan.node.kind == Kind.DIRECTORY and info.size == 0:
-            await self._finish(plan, info)  # somebody made the same folder
+            # Somebody made the same folder, or the store answers for a folder that only has keys below it (SeaweedFS):
+            # such a one ends with its last key. One empty marker more makes it stay in both cases.
+            metadata = metadata_of(plan.node, attempt.tag)
+            await self._finish(plan, await self.store.put(os.fsdecode(attempt.key), b"", metadata=metadata))
             return
         if info is None and plan.expected is None:
+            await self._free_name(attempt.key)
             await self._give_up(attempt)
             raise StoreError(
                 f"the bucket refuses an object {os.fsdecode(attempt.key)}, though there is none",
@@ -489,6 +493,18 @@ class Uploads:
                 return
         await self.ledger.run_async(lambda step: self._conflict(step, plan, info))
         logger.warning("conflict: %s (%s)", os.fsdecode(attempt.key), error)
+
+    async def _free_name(self, key: bytes) -> None:
+        """Remove the folder that a store still keeps in the place of a file (SeaweedFS, after the last key below it went).
+
+        Only what no listing shows is removed: nothing that anybody could see. The upload is tried again later.
+        """
+        below = os.fsdecode(key) + "/"
+        if key.endswith(b"/") or await self.store.head(below) is None:
+            return
+        page = await self.store.list_page(below, limit=1)
+        if not page.keys:
+            await self.store.delete(below)
 
     def _follow_source(self, step: Step, plan: Plan, source: ObjectInfo | None) -> None:
         """The object was changed or deleted by somebody else, and we had changed only its name or attributes: theirs counts."""
