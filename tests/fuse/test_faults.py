@@ -21,7 +21,6 @@ from forebay.tests.support.fuse import WAIT_S, until
 from forebay.tests.support.static_view import MemoryCache, StaticView
 from forebay.tiers.version import ObjectVersion
 
-
 # Those of errors.py alone: which other modules with classes of theirs are loaded depends on the tests that are collected.
 OURS = [cls for cls in vars(errors).values() if isinstance(cls, type) and issubclass(cls, errors.ForebayError)]
 
