@@ -25,7 +25,7 @@ from .lean_process import leave_out_pandas
 
 # Order is that of `forebay --help`. Each name is a module of commands/.
 COMMANDS = {
-    "mount": "mount a bucket or a data set version as a plain folder",
+    "mount": "mount a bucket or a dataset version as a plain folder",
     "umount": "unmount, also when the process behind the mount is dead",
     "prefetch": "warm the cache, and say with a receipt what is there",
     "status": "show mounts, tiers, hit rates and throughput",
@@ -37,8 +37,8 @@ COMMANDS = {
     "pins": "list the leases that hold cached data",
     "unpin": "end leases before their time",
     "serve": "hold the cache of a source without mounting it",
-    "dataset": "make data sets and change what is in them",
-    "snapshot": "make, look at, compare, check and keep versions of data sets",
+    "dataset": "make datasets and change what is in them",
+    "snapshot": "make, look at, compare, check and keep versions of datasets",
     "config": "show every setting, its value and where it comes from",
     "doctor": "check this machine and a source, and say what to do",
 }

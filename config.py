@@ -120,7 +120,10 @@ UMASK = Kind("OCTAL", _octal, lambda value: f"{value:03o}")
 
 @dataclass(frozen=True)
 class Setting:
-    """One row of the table. `default_text` says in words what holds when `default` is None; `secret` values are masked."""
+    """One row of the table. `default_text` says in words what holds when `default` is None; `secret` values are masked.
+
+    `bare` is what the flag means without a value; None if it needs one.
+    """
 
     name: str
     kind: Kind
@@ -128,6 +131,7 @@ class Setting:
     default: Any
     default_text: str
     secret: bool
+    bare: str | None
 
     @property
     def variable(self) -> str:
@@ -149,10 +153,11 @@ class Setting:
         return re.sub(r"(?<=://)[^@/]*@", "***@", text) if self.secret else text
 
 
-def _setting(kind: Kind, default: Any, help_text: str, *, default_text: str = "", secret: bool = False) -> Any:
-    return dataclasses.field(
-        default=default, metadata={"kind": kind, "help": help_text, "default_text": default_text, "secret": secret}
-    )
+def _setting(
+    kind: Kind, default: Any, help_text: str, *, default_text: str = "", secret: bool = False, bare: str | None = None
+) -> Any:
+    told = {"kind": kind, "help": help_text, "default_text": default_text, "secret": secret, "bare": bare}
+    return dataclasses.field(default=default, metadata=told)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -216,8 +221,9 @@ class Settings:
     by_label: str | None = _setting(
         TEXT,
         None,
-        "show a snapshot as folders named by this label, as image-folder loaders expect",
+        "show a snapshot as folders named by this label (class, if none is named), as image-folder loaders expect",
         default_text="by path",
+        bare="class",
     )
     # Writing
     write_tier: str | None = _setting(
@@ -269,7 +275,7 @@ class Settings:
     meta_url: str | None = _setting(
         TEXT,
         None,
-        "where data sets and their versions are kept: mongodb://... or sqlite:///FILE",
+        "where datasets and their versions are kept: mongodb://... or sqlite:///FILE",
         default_text="SQLite in $XDG_DATA_HOME/forebay, usually ~/.local/share/forebay",
         secret=True,
     )
@@ -304,7 +310,9 @@ def _table() -> Iterator[Setting]:
             meta = field.metadata
             kind: Kind = meta["kind"]
             text = meta["default_text"] or kind.write(field.default)
-            yield Setting(field.name.replace("_", "-"), kind, meta["help"], field.default, text, meta["secret"])
+            yield Setting(
+                field.name.replace("_", "-"), kind, meta["help"], field.default, text, meta["secret"], meta["bare"]
+            )
 
 
 TABLE: Mapping[str, Setting] = {row.name: row for row in _table()}

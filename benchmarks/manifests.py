@@ -1,4 +1,4 @@
-"""A generator of synthetic manifests: what a large data set of images looks like, line by line, always the same.
+"""A generator of synthetic manifests: what a large dataset of images looks like, line by line, always the same.
 
     python -m forebay.benchmarks.manifests 1000000 /tmp/million.jsonl
 

@@ -360,7 +360,7 @@ _FSSPEC_OPTIONS = {
 
 
 def _named(root: str) -> dict[str, str]:
-    """Which version is meant: the process that holds the cache of a data set answers for all versions of it."""
+    """Which version is meant: the process that holds the cache of a dataset answers for all versions of it."""
     return {"source": root} if _DATASET.fullmatch(root) else {}
 
 

@@ -63,7 +63,7 @@ def repository_of(settings: config.Settings) -> Iterator[Repository]:
 
 @contextmanager
 def dataset_made(repository: Repository, name: str) -> Iterator[None]:
-    """Inside, there is a data set of that name. One that was made for this goes again if what is inside fails."""
+    """Inside, there is a dataset of that name. One that was made for this goes again if what is inside fails."""
     existed = repository.meta.dataset(name) is not None
     repository.ensure_dataset(name)
     try:

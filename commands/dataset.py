@@ -1,6 +1,6 @@
-"""Data sets: names whose versions say exactly which objects they hold.
+"""Datasets: names whose versions say exactly which objects they hold.
 
-A data set is made once; every import and every change makes a new version of it (`forebay snapshot` looks at those).
+A dataset is made once; every import and every change makes a new version of it (`forebay snapshot` looks at those).
 No data is copied: a version says which object versions in which bucket it is made of.
 
 examples:
@@ -37,7 +37,7 @@ def _create(args: argparse.Namespace, settings: config.Settings) -> int:
     if args.json:
         frame.emit_json(_document(record))
     else:
-        print(f"data set {record.name} is made; fill it with `forebay dataset import {record.name} MANIFEST`")
+        print(f"dataset {record.name} is made; fill it with `forebay dataset import {record.name} MANIFEST`")
     return 0
 
 
@@ -50,7 +50,7 @@ def _list(args: argparse.Namespace, settings: config.Settings) -> int:
         rows = [(record.name, str(record.version_count), record.description) for record in records]
         frame.emit_table(rows, header=("NAME", "VERSIONS", "DESCRIPTION"))
     else:
-        frame.message("there are no data sets yet; make one with `forebay dataset import NAME MANIFEST`")
+        frame.message("there are no datasets yet; make one with `forebay dataset import NAME MANIFEST`")
     return 0
 
 
@@ -86,13 +86,13 @@ def _configure_delete(parser: argparse.ArgumentParser) -> None:
 def _delete(args: argparse.Namespace, settings: config.Settings) -> int:
     with repository_of(settings) as repository:
         record = repository.dataset(args.name)
-        confirm(f"Delete the data set {args.name} with its {record.version_count} versions?", yes=args.yes)
+        confirm(f"Delete the dataset {args.name} with its {record.version_count} versions?", yes=args.yes)
         repository.delete_dataset(args.name)
     if args.json:
         frame.emit_json({"deleted": args.name})
     else:
         print(
-            f"data set {args.name} is deleted; no object of any bucket was touched, `forebay snapshot gc` frees its pages"
+            f"dataset {args.name} is deleted; no object of any bucket was touched, `forebay snapshot gc` frees its pages"
         )
     return 0
 
@@ -109,9 +109,9 @@ def _document(record: DatasetRecord) -> dict[str, object]:
 
 
 ACTIONS = (
-    Action("create", "make an empty data set", _configure_create, _create),
-    Action("list", "list the data sets", lambda parser: None, _list),
-    Action("show", "show one data set: its branches, tags and newest version", _configure_name, _show),
-    Action("delete", "delete a data set with all its versions; objects in buckets stay", _configure_delete, _delete),
+    Action("create", "make an empty dataset", _configure_create, _create),
+    Action("list", "list the datasets", lambda parser: None, _list),
+    Action("show", "show one dataset: its branches, tags and newest version", _configure_name, _show),
+    Action("delete", "delete a dataset with all its versions; objects in buckets stay", _configure_delete, _delete),
     *CHANGES,
 )

@@ -1,4 +1,4 @@
-"""`forebay dataset import|add|remove|label`: changing what is in a data set. Each makes a new version of a branch."""
+"""`forebay dataset import|add|remove|label`: changing what is in a dataset. Each makes a new version of a branch."""
 
 import argparse
 import contextlib
@@ -61,7 +61,7 @@ def _add_manifest_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _configure_import(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("name", metavar="NAME", help="the data set; it is made if there is none of that name")
+    parser.add_argument("name", metavar="NAME", help="the dataset; it is made if there is none of that name")
     parser.add_argument("manifest", metavar="MANIFEST", help="JSON lines, also .gz or .lz4; - for standard input")
     _add_manifest_options(parser)
     add_making(parser)
@@ -197,6 +197,12 @@ def _add(args: argparse.Namespace, settings: config.Settings) -> int:
         raise UsageError("say what to add: URLs, or --manifest FILE")
     if args.path and len(args.urls) != 1:
         raise UsageError("--path goes with exactly one URL")
+    files = [url for url in args.urls if "://" not in url and not args.base and Path(url).is_file()]
+    if files:
+        raise UsageError(
+            f"{files[0]!r} is a file here, and no URL",
+            remedy=f"for the lines of a manifest say --manifest {files[0]}; for keys of a bucket, --base s3://BUCKET",
+        )
     labels = _parse_labels(args.labels)
     if labels and args.manifest:
         raise UsageError("--set goes with URLs; a manifest has its own labels")

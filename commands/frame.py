@@ -29,8 +29,9 @@ def add_settings(parser: argparse.ArgumentParser, *names: str) -> None:
             )
             group.add_argument(f"--no-{name}", dest=dest, action="store_const", const="false", help=argparse.SUPPRESS)
         else:
+            bare: dict[str, Any] = {} if row.bare is None else {"nargs": "?", "const": row.bare}
             metavar = "{" + ",".join(row.kind.choices) + "}" if row.kind.choices else row.kind.name
-            group.add_argument(row.flag, dest=dest, metavar=metavar, help=help_text)
+            group.add_argument(row.flag, dest=dest, metavar=metavar, help=help_text, **bare)
 
 
 def given_settings(args: argparse.Namespace) -> dict[str, str]:

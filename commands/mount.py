@@ -1,4 +1,4 @@
-"""Mount a bucket, a folder or a data set version as a plain folder.
+"""Mount a bucket, a folder or a dataset version as a plain folder.
 
 Returns when the mount serves, or fails with the reason. The process behind it stays in the background until
 `forebay umount`; with --foreground it stays here, logs to stderr, and ends with Ctrl-C.

@@ -1,7 +1,7 @@
-"""Versions of data sets: make them, look at them, compare, name, check and keep them.
+"""Versions of datasets: make them, look at them, compare, name, check and keep them.
 
 A version is named dataset@ref: pets@v7, pets@latest, pets@main, a tag (pets@delivery-1) or an id (pets@3f2a9c). Versions
-never change; what changes a data set makes a new one.
+never change; what changes a dataset makes a new one.
 
 examples:
   forebay snapshot create pets --from s3://bucket/pets -m "as it is today"

@@ -1,4 +1,4 @@
-"""Drawing the history of a data set: each commit a `*`, its line of descent a `|`, as people know it from git.
+"""Drawing the history of a dataset: each commit a `*`, its line of descent a `|`, as people know it from git.
 
     *    9c01f4 v4 (main)  merge of relabel
     |\\

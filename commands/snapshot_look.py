@@ -404,7 +404,7 @@ def _output(name: str) -> Iterator[IO[bytes]]:
 
 
 LOOK = (
-    Action("list", "list the versions of a data set, newest first", _configure_dataset, _list),
+    Action("list", "list the versions of a dataset, newest first", _configure_dataset, _list),
     Action(
         "log", "show the history as a graph: who made what from what, and how", _configure_log, _log, json_lines=True,
         epilog="examples:\n  forebay snapshot log pets\n  forebay snapshot log pets@paper-2026 --oneline\n",

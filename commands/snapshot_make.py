@@ -30,7 +30,7 @@ from .store_loop import StoreLoop
 
 
 def _configure_create(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("name", metavar="NAME", help="the data set; it is made if there is none of that name")
+    parser.add_argument("name", metavar="NAME", help="the dataset; it is made if there is none of that name")
     parser.add_argument("--from", dest="source", required=True, metavar="URL", help="s3://bucket[/prefix], file:///dir")
     parser.add_argument(
         "--on-error", choices=("stop", "skip"), default="stop",
@@ -231,7 +231,7 @@ examples:
   forebay snapshot select pets@v7 --sample 10% --seed 7 --branch small -m "for the smoke test"
 """
 SPLIT_EPILOG = """\
-An entry never changes sides: the next version of the data set splits what it shares with this one in the same way.
+An entry never changes sides: the next version of the dataset splits what it shares with this one in the same way.
 
 examples:
   forebay snapshot split pets@v7 --train 0.8 --val 0.1 --test 0.1

@@ -216,7 +216,7 @@ def disk_speed(folder: Path) -> tuple[float, float]:
 
 
 def check_metadata(settings: config.Settings) -> Finding:
-    """Whether the versions of data sets can be read where the settings say they are."""
+    """Whether the versions of datasets can be read where the settings say they are."""
     from ..snapshots import open_meta
 
     where = config.TABLE["meta-url"].show(settings.meta_url)
@@ -227,7 +227,7 @@ def check_metadata(settings: config.Settings) -> Finding:
     except ForebayError as error:
         return Finding("metadata", "fail", error.message, error.remedy or "check meta-url, and whether the server runs")
     took = amounts.format_duration(time.perf_counter() - start)
-    return Finding("metadata", "ok", f"{where} answers in {took}; {count} data sets")
+    return Finding("metadata", "ok", f"{where} answers in {took}; {count} datasets")
 
 
 def check_source(source: str, settings: config.Settings) -> Iterator[Finding]:

@@ -10,6 +10,7 @@ those of the mount.
 
 import asyncio
 import contextlib
+import json
 import logging
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -17,13 +18,14 @@ from pathlib import Path
 from typing import Any, Final
 
 from .. import config
-from ..errors import ObjectNotFound
+from ..errors import ObjectNotFound, UsageError
 from ..fuse_mount.snapshot_view import SnapshotName, SnapshotView
 from ..fuse_mount.view import View
 from ..snapshots import Commit, Hold, Repository, Snapshot, open_repository
 from ..snapshots.archive_record import archive_of
 from ..snapshots.object_stores import ObjectStores
 from ..snapshots.tree_index import Missing, TreeIndex
+from ..snapshots.tree_index_names import UNLABELED
 from ..tiers.stores import open_store
 from ..tiers.understore import UnderStore
 from ..tiers.version import ObjectVersion
@@ -87,6 +89,8 @@ class SnapshotSource:
             )
             tree = await open_tree(request, _log_progress(name.text, held.contents.entry_count))
             opening.callback(tree.close)
+            if settings.by_label is not None:
+                _demand_label(tree.index, settings.by_label, name.text)
             stores = ObjectStores(_opener(settings))
             opening.push_async_callback(stores.close)
             by_name = {origin.store: stores.get(origin.store) for origin in tree.index.header.origins}
@@ -148,6 +152,20 @@ class SnapshotSource:
     async def close(self) -> None:
         """Close the stores and the index, and let go of the lease."""
         await self._closing.aclose()
+
+
+def _demand_label(index: TreeIndex, key: str, text: str) -> None:
+    """Refuse a layout by a label that no file has: a mount of one folder `_unlabeled` is never what was wanted."""
+    top = index.child_range(0)
+    if len(top) != 1 or index.name(index.child_nodes(top.start, top.stop)[0]) != UNLABELED.encode():
+        return
+    some_file = next(iter(index.files()))
+    labels = json.loads(index.labels_json(some_file) or b"{}")
+    known = ", ".join(sorted(labels)) if isinstance(labels, dict) and labels else "none"
+    raise UsageError(
+        f"--by-label: no file of {text} has the label {key!r}",
+        remedy=f"choose one that `forebay snapshot stats {text}` shows (those of the first file: {known})",
+    )
 
 
 @dataclass(frozen=True)

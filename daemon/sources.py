@@ -67,11 +67,11 @@ def name_of(text: str, settings: config.Settings) -> SourceName:
     """The name of a source; no I/O over the network. Raises UsageError if it can be none."""
     if is_dataset(text):
         dataset = text.partition("@")[0]
-        # All versions of a data set share one cache: that is what makes switching between them cheap.
+        # All versions of a dataset share one cache: that is what makes switching between them cheap.
         return SourceName(text, _folder_name(f"dataset-{dataset}", f"{settings.meta_url or ''}\0{dataset}"))
     if _PLAIN_NAME.fullmatch(text):
         raise UsageError(
-            f"{text!r} is neither a URL nor a version of a data set",
+            f"{text!r} is neither a URL nor a version of a dataset",
             remedy=f"write {text}@latest for its newest version",
         )
     store, prefix = open_store(text, store_options(settings))
@@ -94,7 +94,7 @@ async def open_source(text: str, settings: config.Settings, *, what: str) -> Sou
         return await SnapshotSource.open(name_of(text, settings), settings, what=what)
     if settings.by_label is not None:
         raise UsageError(
-            f"{text} is no version of a data set, and only those have labels", remedy="leave out --by-label"
+            f"{text} is no version of a dataset, and only those have labels", remedy="leave out --by-label"
         )
     return await LiveSource.open(text, settings)
 

@@ -1,6 +1,6 @@
-"""Versions of a data set beside the one that a process is for, looked at through the same process and cache.
+"""Versions of a dataset beside the one that a process is for, looked at through the same process and cache.
 
-All versions of a data set share one cache, and one process holds it. So when `pets@v7` is mounted and somebody asks
+All versions of a dataset share one cache, and one process holds it. So when `pets@v7` is mounted and somebody asks
 for `pets@v8` (a prefetch before the next job, a Python program), the process of the mount opens that version, too:
 for the length of a `with`, and it stays open for the next one (at most MOST_OPEN, each with a lease of its own).
 """

@@ -17,6 +17,8 @@ from .wire import ATTR_OUT, ENTRY_OUT
 FOREVER_S = 2**31 - 1
 # A program's buffers follow this (Python's `open` allocates as much for every file), so it stays at a page.
 BLOCK_BYTES = 4096
+# Of folders, too: 1 says that subfolders are not counted here. With 2, programs that trust the count would see none.
+LINKS = 1
 _SECTOR_BYTES = 512
 _NS = 1_000_000_000
 
@@ -61,15 +63,14 @@ class Appearance:
         return ENTRY_OUT.pack(node.ino, 0, ttl, FOREVER_S, ttl_ns, 0, *self._fields(node))
 
     def _fields(self, node: Node) -> tuple[int, ...]:
-        kind, size = node.kind, node.size
+        size = node.size
         seconds, nanoseconds = divmod(node.mtime_ns, _NS)
         # Times before 1970 wrap as the kernel expects of an s64 that travels as u64.
         seconds &= 0xFFFFFFFFFFFFFFFF
         blocks = -(-size // _SECTOR_BYTES)
-        links = 2 if kind == Kind.DIRECTORY else 1
         return (
             node.ino, size, blocks, seconds, seconds, seconds, nanoseconds, nanoseconds, nanoseconds,
-            self.modes[int(kind)], links, self.uid, self.gid, 0, BLOCK_BYTES, 0,
+            self.modes[int(node.kind)], LINKS, self.uid, self.gid, 0, BLOCK_BYTES, 0,
         )  # fmt: skip
 
 

@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
-from .attributes import BLOCK_BYTES, FOREVER_S, Appearance, FileSystemTotals
+from .attributes import BLOCK_BYTES, FOREVER_S, LINKS, Appearance, FileSystemTotals
 from .open_directory import OpenDirectory
 from .parts import Parts
 from .pyfuse3_shim import (
@@ -29,7 +29,7 @@ from .pyfuse3_shim import (
     readdir_reply,
 )
 from .pyfuse3_shim import Operations as Pyfuse3Operations
-from .view import Absent, Kind, Node
+from .view import Absent, Node
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -152,7 +152,7 @@ class ReadOnlyOperations(Pyfuse3Operations):
         entry.entry_timeout = min(node.entry_ttl_s, FOREVER_S)
         entry.attr_timeout = FOREVER_S
         entry.st_mode = self.appearance.modes[int(node.kind)]
-        entry.st_nlink = 2 if node.kind == Kind.DIRECTORY else 1
+        entry.st_nlink = LINKS
         entry.st_uid = self.appearance.uid
         entry.st_gid = self.appearance.gid
         entry.st_rdev = 0

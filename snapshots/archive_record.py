@@ -1,7 +1,7 @@
 """Which versions are archived, and where: a second root of the same version, held by a tag of its own.
 
 The tag `archive-<commit id>` names a commit whose pages have the same paths and labels as the version, with the objects
-of the archive. It is an ordinary tag, so gc keeps it, and goes with the data set; it has no version number, and is not
+of the archive. It is an ordinary tag, so gc keeps it, and goes with the dataset; it has no version number, and is not
 shown among the tags. Recording an archive again (another place) moves the tag.
 """
 

@@ -1,4 +1,4 @@
-"""The names in a metadata store: data sets, the versions that `dataset@ref` finds, tags and branches."""
+"""The names in a metadata store: datasets, the versions that `dataset@ref` finds, tags and branches."""
 
 from collections.abc import Iterator, Sequence
 from types import TracebackType
@@ -32,21 +32,21 @@ class Catalog:
     def close(self) -> None:
         self.meta.close()
 
-    # --- Data sets.
+    # --- Datasets.
 
     def create_dataset(self, name: str, description: str = "") -> DatasetRecord:
         """Raises UsageError for a bad name or one that is taken."""
         if not self.meta.create_dataset(check_dataset_name(name), description):
-            raise UsageError(f"there is a data set {name!r} already in {self.meta.name}")
+            raise UsageError(f"there is a dataset {name!r} already in {self.meta.name}")
         return self.dataset(name)
 
     def ensure_dataset(self, name: str) -> DatasetRecord:
-        """The data set, made when it is not there."""
+        """The dataset, made when it is not there."""
         self.meta.create_dataset(check_dataset_name(name), "")
         return self.dataset(name)
 
     def datasets(self) -> list[DatasetRecord]:
-        """All data sets, by name."""
+        """All datasets, by name."""
         found = (self.meta.dataset(name) for name in self.meta.dataset_names())
         return [record for record in found if record is not None]
 
@@ -54,11 +54,11 @@ class Catalog:
         """Raises RefNotFound, with near names."""
         record = self.meta.dataset(check_dataset_name(name))
         if record is None:
-            raise not_found(f"there is no data set {name!r}", name, self.meta.dataset_names())
+            raise not_found(f"there is no dataset {name!r}", name, self.meta.dataset_names())
         return record
 
     def delete_dataset(self, name: str) -> None:
-        """Remove a data set with its refs; gc frees what only it reached. Leases of mounts keep what they hold."""
+        """Remove a dataset with its refs; gc frees what only it reached. Leases of mounts keep what they hold."""
         self.dataset(name)
         self.meta.delete_dataset(name)
 

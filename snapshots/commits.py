@@ -1,7 +1,7 @@
 """A commit: the immutable record of one version, named by the hash of its content.
 
 It answers, years later: what was in it (the root page), where it came from (parents, command line), who made it, when,
-and why. Version numbers are not part of it: the data set's record gives them out in the order of publishing.
+and why. Version numbers are not part of it: the dataset's record gives them out in the order of publishing.
 """
 
 import hashlib

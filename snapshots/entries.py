@@ -113,7 +113,7 @@ def path_fault(path: str) -> str | None:
     if not path:
         return "the path is empty"
     if path.startswith("/"):
-        return f"the path {path!r} is absolute; give it relative to the root of the data set"
+        return f"the path {path!r} is absolute; give it relative to the root of the dataset"
     if "\0" in path:
         return f"the path {path!r} holds a NUL"
     for part in path.split("/"):

@@ -44,7 +44,7 @@ class Moved:
 
 @dataclass(frozen=True, slots=True)
 class DatasetRecord:
-    """A data set and all its refs at one moment. `version_count` is the number of the newest version."""
+    """A dataset and all its refs at one moment. `version_count` is the number of the newest version."""
 
     name: str
     created_ms: int
@@ -142,7 +142,7 @@ class MetaStore(Protocol):
     def get_commits(self, ids: Sequence[CommitId]) -> dict[CommitId, bytes]: ...
 
     def find_commits(self, dataset: str, id_prefix: str, limit: int) -> list[CommitId]:
-        """Commits of the data set whose hex id starts with the prefix, at most `limit`."""
+        """Commits of the dataset whose hex id starts with the prefix, at most `limit`."""
         ...
 
     def commit_states(self) -> Iterator[PageState]: ...
@@ -151,14 +151,14 @@ class MetaStore(Protocol):
         """Delete those last touched at or before that moment; returns how many."""
         ...
 
-    # --- Data sets and refs.
+    # --- Datasets and refs.
 
     def create_dataset(self, name: str, description: str) -> bool:
         """False when there is one of that name."""
         ...
 
     def delete_dataset(self, name: str) -> bool:
-        """Remove the data set and its refs (what they reached is garbage then); False when there is none."""
+        """Remove the dataset and its refs (what they reached is garbage then); False when there is none."""
         ...
 
     def dataset_names(self) -> list[str]: ...
@@ -166,7 +166,7 @@ class MetaStore(Protocol):
     def dataset(self, name: str) -> DatasetRecord | None: ...
 
     def versions(self, name: str) -> list[CommitId]:
-        """Commit of each version number, oldest (v1) first; empty when there is no such data set."""
+        """Commit of each version number, oldest (v1) first; empty when there is no such dataset."""
         ...
 
     def publish(self, dataset: str, branch: str, expected: CommitId | None, new: CommitId) -> Published | Moved:

@@ -2,9 +2,9 @@
 
 Collections: `pages` (_id: hash, data, touched, condemned), `commits`, `datasets`, `leases`, `gc`, `meta`.
 
-- A data set is **one document**, with its refs and version numbers inside, so that moving a branch and giving the version
+- A dataset is **one document**, with its refs and version numbers inside, so that moving a branch and giving the version
   its number is one atomic update without a transaction: it works on a standalone server too, and a retried call can be
-  told from a lost race. The document limit of 16 MiB bounds a data set to about 300,000 versions and refs.
+  told from a lost race. The document limit of 16 MiB bounds a dataset to about 300,000 versions and refs.
 - Writes are acknowledged by a majority, and reads see only such writes: a fail-over takes nothing back.
 - The driver repeats each operation once; above it `_retrying` repeats until the deadline, which rides out an election.
   This is safe because every operation here may be applied twice (docs/design/0003-snapshot-gc.md).
@@ -215,7 +215,7 @@ class MongoMetaStore:
             total += self._retrying(self._commits.delete_many, query).deleted_count
         return total
 
-    # --- Data sets and refs.
+    # --- Datasets and refs.
 
     def create_dataset(self, name: str, description: str) -> bool:
         document: Document = {
@@ -299,7 +299,7 @@ class MongoMetaStore:
             return Published(after["version_count"] if more else 0)
         record = self.dataset(dataset)
         if record is None:
-            raise RefNotFound(f"there is no data set {dataset!r} in {self.name}")
+            raise RefNotFound(f"there is no dataset {dataset!r} in {self.name}")
         return Moved((record.branches if kind == "branch" else record.tags).get(name))
 
     # --- Leases.

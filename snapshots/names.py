@@ -2,7 +2,7 @@
 
     dataset            the same as dataset@latest
     dataset@latest     the head of the branch `main`
-    dataset@v7         the seventh version that was committed to the data set, on whatever branch
+    dataset@v7         the seventh version that was committed to the dataset, on whatever branch
     dataset@NAME       a tag, else a branch of that name
     dataset@3f2a       a commit by its id, or by a prefix of at least 4 hex digits that fits only one
 
@@ -64,7 +64,7 @@ def check_dataset_name(name: str) -> str:
     """The name itself. Raises UsageError."""
     if not _NAME.fullmatch(name):
         raise UsageError(
-            f"{name!r} is no name for a data set",
+            f"{name!r} is no name for a dataset",
             remedy="use up to 100 letters, digits, '.', '_' and '-', the first a letter or digit",
         )
     return name

@@ -1,4 +1,4 @@
-"""Data sets and their versions: every operation, under the names of the commands.
+"""Datasets and their versions: every operation, under the names of the commands.
 
 A `Repository` is a metadata store and what can be done with it. Operations that make a version follow one pattern: take
 a write lease on what is built upon, store pages, then publish by compare-and-swap on the branch. Whoever loses
@@ -211,7 +211,7 @@ class Repository(Catalog):
         branch: str = MAIN,
         note: Note = NO_NOTE,
     ) -> Made:
-        """A version with the selected entries of another, on a branch of the same data set (made when it is not there)."""
+        """A version with the selected entries of another, on a branch of the same dataset (made when it is not there)."""
         source = self.resolve(text)
         with self._writing(source.dataset, branch, "select", source) as writing:
             return writing.publish(build_selection(self.meta, self.reader, source.root, selection), note)

@@ -18,7 +18,7 @@ from .selection import Selection, selected_batches
 
 @dataclass(frozen=True)
 class Snapshot:
-    """One version of a data set, immutable. `number` is its version number (0: it has none, a commit found by its id).
+    """One version of a dataset, immutable. `number` is its version number (0: it has none, a commit found by its id).
 
     `ref` is what it was found by. Reading methods raise PageCorrupt when a page is missing or damaged.
     """

@@ -208,7 +208,7 @@ class SqliteMetaStore:
                 for some in _chunks(ids)
             )
 
-    # --- Data sets and refs.
+    # --- Datasets and refs.
 
     def create_dataset(self, name: str, description: str) -> bool:
         with self._writing() as db:
@@ -275,7 +275,7 @@ class SqliteMetaStore:
         new: CommitId | None,
     ) -> Published | Moved:
         if db.execute("SELECT 1 FROM datasets WHERE name = ?", (dataset,)).fetchone() is None:
-            raise RefNotFound(f"there is no data set {dataset!r} in {self.name}")
+            raise RefNotFound(f"there is no dataset {dataset!r} in {self.name}")
         where = (dataset, kind, name)
         row = db.execute("SELECT commit_id FROM refs WHERE dataset = ? AND kind = ? AND name = ?", where).fetchone()
         current = row[0] if row else None

@@ -6,7 +6,7 @@ files can be written as a stream, without knowing the number of rows, and mapped
     numbers    NAME               one fixed-width number per row
     texts      NAME, NAME.at      the bytes of all rows end to end; row i is [at[i], at[i+1])
 
-A text column of which every row is empty has no files: what a data set does not use costs it nothing.
+A text column of which every row is empty has no files: what a dataset does not use costs it nothing.
 
 Nothing here is atomic; `tree_index_build` writes into a folder of its own and renames it when all is synced.
 """

@@ -51,9 +51,13 @@ def label_value(labels: Any, key: str) -> Any:
 def folder_of_label(value: Any) -> bytes:
     """The folder for a label value: text as it is, numbers and booleans as in JSON, everything else `_unlabeled`.
 
+    An object is what its `class` says: so are the classifications of labelling tools kept.
+
     `/` and NUL, which no name can hold, become `%2F` and `%00`; `.` and `..` become `%2E` and `%2E%2E`; a percent sign
     that could be mistaken for such a code becomes `%25`.
     """
+    if isinstance(value, dict):
+        value = value.get("class")
     if isinstance(value, bool | int | float):
         value = json.dumps(value)
     if not isinstance(value, str) or not value:

@@ -1,7 +1,7 @@
 """The identity of content, and how it is cut: pure values and arithmetic, no I/O.
 
 An *object version* is what a key held at one moment. Everything that is cached is cached under an object
-version, never under a key or a path, so bytes of two versions cannot mix and switching data set versions
+version, never under a key or a path, so bytes of two versions cannot mix and switching dataset versions
 fetches only what was never seen.
 
 Sizes that are part of on-disk formats:

@@ -4,11 +4,11 @@ Any policy that goes by recency evicts exactly what will be needed last but long
 pushes out something of equal worth: the hit rate of LRU is near zero until everything fits. The best that can be done
 without knowing the order is to keep what is there and refuse the rest: the hit rate is tier size / data size.
 
-What stays must still be in use: a tier full of last month's data set must not refuse this one for ever. So hits are
+What stays must still be in use: a tier full of last month's dataset must not refuse this one for ever. So hits are
 counted in *rounds*. In shuffled passes every live entry is asked once per pass; when nine tenths of the entries asked
 in a round were asked twice, more than one whole pass has gone by. Entries not asked in a whole round are *cold*: they
 may be replaced. A round also ends when far more was refused than the tier holds and almost nothing was found in it:
-then the data set in use is another one. `tests/cache/test_eviction_hit_rates.py` shows the rates.
+then the dataset in use is another one. `tests/cache/test_eviction_hit_rates.py` shows the rates.
 
 Memory: 1 byte per entry, and 4 for its size.
 """

@@ -172,7 +172,7 @@ def test_options(reading: Reading, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_worker_processes(reading: Reading, method: str) -> None:
-    """What a data loader does: the data set object is made in the parent, used there, and then read by its workers."""
+    """What a data loader does: the dataset object is made in the parent, used there, and then read by its workers."""
     expected = []
     for number in range(20):
         data = content(number, 20_000)

@@ -102,6 +102,7 @@ def test_attributes(view: StaticView, mount_it: MountIt) -> None:
     assert big.st_mtime_ns == 1_700_000_000_123_456_789 + big.st_ino
     folder = root.stat()
     assert stat.S_ISDIR(folder.st_mode)
+    assert folder.st_nlink == 1  # with 2, programs that count subfolders by it would not look into this one
     assert stat.S_IMODE(folder.st_mode) == 0o750
     assert folder.st_ino == 1
     names = {entry.name: entry.inode() for entry in os.scandir(root)}

@@ -1,4 +1,4 @@
-"""The real command line on a real bucket, with the data sets in SQLite and in MongoDB."""
+"""The real command line on a real bucket, with the datasets in SQLite and in MongoDB."""
 
 import json
 import sys

@@ -1,4 +1,4 @@
-"""A data set's life through the command line: import, change, branch, merge, compare, name, go back, collect."""
+"""A dataset's life through the command line: import, change, branch, merge, compare, name, go back, collect."""
 
 import gzip
 import json

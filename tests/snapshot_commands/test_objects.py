@@ -7,7 +7,7 @@ import sys
 import time
 from pathlib import Path
 
-from forebay.errors import BucketNotFound, DriftFound, Incomplete, ManifestError, StoreUnavailable
+from forebay.errors import BucketNotFound, DriftFound, Incomplete, ManifestError, StoreUnavailable, UsageError
 from forebay.tests.support.fault_proxy import fault_proxy
 from forebay.tests.support.servers import S3Server
 
@@ -51,6 +51,8 @@ def test_what_a_manifest_leaves_out_is_looked_up(forebay: Forebay, s3_environmen
     assert "is of no store that is known here" in failed.err
 
     forebay("dataset", "add", "pets", f"s3://{bucket}/in/cat/006.jpg", "--path", "new.jpg", "--set", "class=cat")
+    refused = forebay("dataset", "add", "pets", __file__, code=UsageError.exit_code)
+    assert f"--manifest {__file__}" in refused.err
     (added,) = forebay("snapshot", "ls", "pets", "new.jpg", "--json").lines
     assert (added["size"], added["labels"]) == (9, {"class": "cat"})
 

@@ -146,6 +146,8 @@ def test_equal_names_of_a_class_are_told_apart_by_their_paths_not_by_their_order
         ({"a": {"b": "x"}}, "a.b", b"x"),
         ({"a.b": "dotted", "a": {"b": "nested"}}, "a.b", b"dotted"),
         ({"a": "x"}, "a.b", b"_unlabeled"),
+        ({"a": {"type": "classification", "class": "cat", "data": ["cat"]}}, "a", b"cat"),
+        ({"a": {"class": {"class": "cat"}}}, "a", b"_unlabeled"),
         (["a"], "a", b"_unlabeled"),
         ({"a": ""}, "a", b"_unlabeled"),
         ({"a": 1.5}, "a", b"1.5"),

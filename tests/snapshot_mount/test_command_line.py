@@ -109,12 +109,15 @@ def test_two_versions_through_one_mount(forebay: Forebay, lab: Lab) -> None:
 
 def test_a_version_is_prefetched_before_it_is_mounted(forebay: Forebay, lab: Lab) -> None:
     lab.put(V1)
-    lab.import_version(V1)
+    first, *others = V1
+    lab.import_version(V1, labels={first: {"class": "cat"}})
     assert forebay.json("prefetch", "pets@v1")["complete"]
     lab.proxy.forget()
-    forebay("mount", "pets@v1", forebay.mountpoint, "--by-label", "class")
-    seen = {path.name: path.read_bytes() for path in (forebay.mountpoint / "_unlabeled").iterdir()}
-    assert sorted(seen.values()) == sorted(V1.values())
+    forebay("mount", "pets@v1", forebay.mountpoint, "--by-label")
+    assert {path.name for path in forebay.mountpoint.iterdir()} == {"cat", "_unlabeled"}
+    assert len(list((forebay.mountpoint / "_unlabeled").iterdir())) == len(others)
+    seen = [path.read_bytes() for path in forebay.mountpoint.glob("*/*")]
+    assert sorted(seen) == sorted(V1.values())
     assert lab.proxy.count("GET") == 0
     forebay("umount", forebay.mountpoint)
 
@@ -123,8 +126,12 @@ def test_what_cannot_be_mounted_says_why(forebay: Forebay, lab: Lab) -> None:
     lab.import_version({"a": b"1"})
     assert "newest version is v1" in forebay("mount", "pets@v2", forebay.mountpoint, code=RefNotFound.exit_code).stderr
     assert "write pets@latest" in forebay("mount", "pets", forebay.mountpoint, code=UsageError.exit_code).stderr
-    assert "no data set 'pats'; did you mean pets" in forebay("mount", "pats@v1", forebay.mountpoint, code=51).stderr
+    assert "no dataset 'pats'; did you mean pets" in forebay("mount", "pats@v1", forebay.mountpoint, code=51).stderr
     refused = forebay(
         "mount", f"s3://{lab.bucket}", forebay.mountpoint, "--by-label", "class", code=UsageError.exit_code
     )
     assert "leave out --by-label" in refused.stderr
+    # Without a value it is the label `class`, which nothing here has.
+    refused = forebay("mount", "pets@v1", forebay.mountpoint, "--by-label", code=UsageError.exit_code)
+    assert "no file of pets@v1 has the label 'class'" in refused.stderr
+    assert not forebay.mountpoint.is_mount()

@@ -83,7 +83,7 @@ class History(RuleBasedStateMachine):
         for name, value in TINY.items():
             patch.setattr(builder, name, value)
         self.repo: Repository = self.cleanup.enter_context(open_repository(self.url))
-        # One store serves all histories of a test; each has a data set of its own.
+        # One store serves all histories of a test; each has a dataset of its own.
         self.name = f"d{next(self.numbers)}"
         self.heads: dict[str, Content] = {}
         self.versions: list[Content] = []
@@ -103,7 +103,7 @@ class History(RuleBasedStateMachine):
         collector.sweep()
         left = list(self.repo.meta.page_states())
         self.cleanup.close()
-        assert left == [], "without data sets there is nothing to keep"
+        assert left == [], "without datasets there is nothing to keep"
 
     def moved(self, branch: str, content: Content) -> None:
         content = {path: content[path] for path in sorted(content, key=str.encode)}
