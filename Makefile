@@ -8,7 +8,7 @@ APT_TEST_PACKAGES := ceph-mon ceph-mgr ceph-osd ceph-common python3-rados
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 WORKERS ?= 2
 
-.PHONY: help install test lint bench demo clean
+.PHONY: help install test lint bench bench-read bench-write demo clean
 help:
 	@echo "make demo    mount a bucket and train on it, on this machine, in under five minutes"
 	@echo "make test    all tests, with real servers"
@@ -36,8 +36,13 @@ lint: install
 	$(BIN)/ruff format --check .
 	MYPYPATH=$(VENV)/src $(BIN)/mypy -p forebay
 
-bench: $(VENV)/.installed-bench
+bench: bench-read bench-write
+
+bench-read: $(VENV)/.installed-bench
 	$(BIN)/python -m forebay.benchmarks.mount $(ARGS)
+
+bench-write: $(VENV)/.installed-bench
+	$(BIN)/python -m forebay.benchmarks.write $(ARGS)
 
 demo: $(VENV)/.installed-demo
 	$(BIN)/python -m forebay.demo.run

@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from forebay.benchmarks.lab import Lab, process_tree, wait_for
 
@@ -55,13 +55,16 @@ class _Mount:
 
 
 class Forebay(_Mount):
-    def __init__(self, lab: Lab, bucket: str, *options: str) -> None:
+    """Read-only unless `writable`; then its write tier is a folder beside the cache."""
+
+    def __init__(self, lab: Lab, bucket: str, *options: str, writable: bool = False) -> None:
         super().__init__("forebay", lab, bucket)
         self.options = options
+        self.mode = ("--write-tier", str(self.cache.with_name("write"))) if writable else ("--read-only",)
 
     def mount(self) -> None:
         self.lab.run(
-            sys.executable, "-m", "forebay.cli", "mount", f"s3://{self.bucket}", str(self.mountpoint), "--read-only",
+            sys.executable, "-m", "forebay.cli", "mount", f"s3://{self.bucket}", str(self.mountpoint), *self.mode,
             "--cache-dir", str(self.cache), "--cache-size", f"{CACHE_MIB}MiB", "--free-space-ratio", "0.01",
             "--metadata-ttl", "indefinite", *self.options,
         )  # fmt: skip
@@ -69,12 +72,21 @@ class Forebay(_Mount):
     def unmount(self) -> None:
         self.lab.run(sys.executable, "-m", "forebay.cli", "umount", str(self.mountpoint))
 
+    def settled(self) -> bool:
+        """Whether nothing is dirty."""
+        written = self._status()["write"]
+        return not (written["dirty_files"] or written["doomed"])
+
     def pids(self) -> list[int]:
+        return process_tree(int(self._status()["pid"]))
+
+    def _status(self) -> dict[str, Any]:
         wanted = str(self.mountpoint)
         for line in self.lab.run(sys.executable, "-m", "forebay.cli", "status", "--json").stdout.splitlines():
             for mount in json.loads(line).get("mounts", []):
                 if mount.get("mountpoint") == wanted:
-                    return process_tree(int(mount["pid"]))
+                    found: dict[str, Any] = mount
+                    return found
         raise RuntimeError(f"forebay status does not know {wanted}")
 
 
@@ -102,6 +114,10 @@ class JuiceFS(_Mount):
 
     def unmount(self) -> None:
         self.lab.run(self.lab.peer("juicefs"), "umount", "--flush", str(self.mountpoint))
+
+    def settled(self) -> bool:
+        """Whether no staged block waits for its upload (with --writeback)."""
+        return not any(names for staging in self.cache.glob("*/rawstaging") for _, _, names in os.walk(staging))
 
     def pids(self) -> list[int]:
         """By its cache folder: JuiceFS rewrites its command line as one string without its end, the mountpoint."""

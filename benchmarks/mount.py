@@ -172,15 +172,7 @@ async def obstore_ranges(lab: Lab, bucket: str, size_bytes: int) -> float:
     """Seconds to fetch the object in 8 MiB ranges, 16 at once, into memory."""
     import obstore
 
-    store = obstore.store.S3Store(
-        bucket,
-        endpoint=lab.s3.endpoint_url,
-        access_key_id=lab.s3.access_key,
-        secret_access_key=lab.s3.secret_key,
-        region="us-east-1",
-        virtual_hosted_style_request=False,
-        client_options={"allow_http": True},
-    )
+    store = lab.obstore(bucket)
     drop_page_cache()
     slots = asyncio.Semaphore(16)
 
