@@ -275,7 +275,7 @@ class Settings:
     meta_url: str | None = _setting(
         TEXT,
         None,
-        "where datasets and their versions are kept: mongodb://... or sqlite:///FILE",
+        "where datasets and their versions are kept, and with mongodb:// also what writable mounts share: mongodb://... or sqlite:///FILE",
         default_text="SQLite in $XDG_DATA_HOME/forebay, usually ~/.local/share/forebay",
         secret=True,
     )

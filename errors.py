@@ -161,6 +161,13 @@ class MetadataTooLarge(TierError):
     errno = _errno.ENOSPC
 
 
+class WriterReplaced(TierError):
+    """Another process has taken over the writing of this bucket, because this one seemed to be dead. Nothing acked is lost."""
+
+    kind = "writer_replaced"
+    exit_code = 26
+
+
 # --- The mount and its commands. -------------------------------------------------------------------------
 
 

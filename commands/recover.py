@@ -16,7 +16,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", metavar="SOURCE", help="s3://bucket[/prefix], as it was mounted")
     parser.add_argument("--timeout", metavar="DURATION", help="give up after this long (default: never)")
     frame.add_json(parser, "answer as JSON, one line for each step")
-    frame.add_settings(parser, "write-tier", "endpoint-url", "profile", "io-timeout", "max-connections", "on-conflict")
+    frame.add_settings(
+        parser, "write-tier", "meta-url", "endpoint-url", "profile", "io-timeout", "max-connections", "on-conflict"
+    )
 
 
 def run(args: argparse.Namespace, settings: config.Settings) -> int:

@@ -114,7 +114,7 @@ async def hold(request: Request, *, role: registry.Role, stopping: Stopping) -> 
             port = await stack.enter_async_context(metrics.serve(service.status, settings))
             entry = replace(entry, metrics_port=port)
         if where is not None:
-            writing = service.writing = await WritePart.open(source, service.cache, settings)
+            writing = service.writing = await WritePart.open(source, service.cache, settings, what=owner)
             if writing is None:
                 view, kit = source.view, READ_ONLY
             else:

@@ -13,7 +13,7 @@ from ..cache.block_cache import BlockCache
 from ..cache.write.nodes import Kind, Node
 from ..cache.write.operations import Attributes
 from ..cache.write.options import OnConflict, WriteMode, WriteOptions
-from ..cache.write.records import SqliteRecords
+from ..cache.write.records import Records, SqliteRecords
 from ..cache.write.recovery import Recovered
 from ..cache.write.write_side import WriteSide
 from ..errors import Incomplete, UsageError
@@ -22,7 +22,7 @@ from ..fuse_mount.writable import writable_kit
 from ..fuse_mount.writable_view import WritableView
 from ..fuse_mount.writing import Writing
 from ..fuse_mount.written_listing import WrittenListing
-from ..tiers.durable import is_rados, open_durable_tier
+from ..tiers.durable import DurableTier, is_rados, open_durable_tier
 from ..tiers.understore import Buffer, MultipartStore
 from ..tiers.version import ObjectVersion
 from .sources import LiveSource, Source, open_source
@@ -45,6 +45,7 @@ def write_options(settings: config.Settings) -> WriteOptions:
         max_dirty_age_s=settings.max_dirty_age,
         max_dirty_bytes=settings.max_dirty_size,
         dirty_wait_s=settings.dirty_wait,
+        lease_s=1.5 * settings.io_timeout,
         high_watermark_bytes=settings.write_cache_size,
         low_watermark_bytes=int(settings.write_cache_size * LOW_SHARE),
     )
@@ -55,15 +56,7 @@ def open_write_side(source: LiveSource, settings: config.Settings, **more: Any) 
     store = source.store
     if not isinstance(store, MultipartStore):
         raise UsageError(f"{source.name.text} cannot be written to", remedy="only buckets (s3://) can")
-    where = settings.write_tier or str(default_write_tier())
-    home = (default_write_tier() if is_rados(where) else Path(where)) / source.name.folder
-    tier = open_durable_tier(where, source.name.folder)
-    try:
-        home.mkdir(parents=True, exist_ok=True, mode=0o700)
-        records = SqliteRecords(home / "records.db")
-    except BaseException:
-        tier.close()
-        raise
+    tier, records = _open_places(source, settings)
     uid = os.getuid() if settings.uid is None else settings.uid
     gid = os.getgid() if settings.gid is None else settings.gid
     return WriteSide(
@@ -78,6 +71,35 @@ def open_write_side(source: LiveSource, settings: config.Settings, **more: Any) 
     )
 
 
+def is_shared(settings: config.Settings) -> bool:
+    """Whether records are where several machines reach them."""
+    return settings.meta_url is not None and settings.meta_url.startswith("mongodb")
+
+
+def _open_places(source: LiveSource, settings: config.Settings) -> tuple[DurableTier, Records]:
+    """The tier and the records of a bucket. The records are in MongoDB if there is one, else beside the data, for one process."""
+    where = settings.write_tier or str(default_write_tier())
+    name = source.name.folder
+    if is_shared(settings):
+        assert settings.meta_url is not None
+        from ..cache.write.records.mongo import MongoRecords  # the driver: only for those who use it
+
+        tier = open_durable_tier(where, name, shared=True)
+        try:
+            return tier, MongoRecords(settings.meta_url, name)
+        except BaseException:
+            tier.close()
+            raise
+    home = (default_write_tier() if is_rados(where) else Path(where)) / name
+    tier = open_durable_tier(where, name)
+    try:
+        home.mkdir(parents=True, exist_ok=True, mode=0o700)
+        return tier, SqliteRecords(home / "records.db")
+    except BaseException:
+        tier.close()
+        raise
+
+
 class WritePart:
     """Made by `open`, before the mount; closed after the unmount."""
 
@@ -88,8 +110,13 @@ class WritePart:
         self.kit: Kit = writable_kit(writing)
 
     @classmethod
-    async def open(cls, source: Source, cache: BlockCache, settings: config.Settings) -> "WritePart | None":
-        """The write part of a mount, or None for one that only reads. What a predecessor left dirty goes on from here."""
+    async def open(
+        cls, source: Source, cache: BlockCache, settings: config.Settings, *, what: str
+    ) -> "WritePart | None":
+        """The write part of a mount, or None for one that only reads. What a predecessor left dirty goes on from here.
+
+        `what` is what other writers of the bucket are told.
+        """
         if settings.read_only or not isinstance(source, LiveSource) or not isinstance(source.store, MultipartStore):
             return None
 
@@ -100,6 +127,7 @@ class WritePart:
         side = open_write_side(
             source,
             settings,
+            what=what,
             read_base=read_base,
             listing=WrittenListing(source.namespace),
             in_use=lambda node_id: late["view"].in_use(node_id),
@@ -192,7 +220,7 @@ async def recover(text: str, settings: config.Settings, timeout_s: float | None)
     try:
         if not isinstance(source, LiveSource):
             raise UsageError(f"{text} is a version of a data set, and those are never written to")
-        side = await asyncio.to_thread(open_write_side, source, settings)
+        side = await asyncio.to_thread(open_write_side, source, settings, what="forebay recover")
         try:
             recovered = await side.start()
             missing = [os.fsdecode(path) for path in recovered.missing]

@@ -97,9 +97,9 @@ class WritableHandlers(ReadOnlyHandlers):
 
     # --- files --------------------------------------------------------------------------------------------
 
-    def open(self, ino: int, request: memoryview) -> Reply:
+    def open(self, ino: int, request: memoryview) -> Reply | Coroutine[Any, Any, Reply]:  # type: ignore[override]
         flags, _ = OPEN_IN.unpack_from(request, HEADER_BYTES)
-        return self._open_out(self.writing.open(ino, flags))
+        return _then(self.writing.open(ino, flags), self._open_out)
 
     def create(self, parent: int, request: memoryview) -> Reply | Coroutine[Any, Any, Reply]:
         _, mode, _, _ = CREATE_IN.unpack_from(request, HEADER_BYTES)
@@ -166,18 +166,16 @@ class WritableHandlers(ReadOnlyHandlers):
     def readlink(self, ino: int, request: memoryview) -> Reply:
         return self.writing.read_link(ino)
 
-    def setxattr(self, ino: int, request: memoryview) -> Reply:
+    def setxattr(self, ino: int, request: memoryview) -> Reply | Coroutine[Any, Any, Reply]:
         size, flags = SETXATTR_IN.unpack_from(request, HEADER_BYTES)
         rest = bytes(request[HEADER_BYTES + SETXATTR_IN.size :])
         name, end, value = rest.partition(b"\0")
         if not end or len(value) < size:
             raise ValueError(f"SETXATTR of {size} bytes in a request of {len(request)}")
-        self.writing.set_xattr(ino, name, value[:size], flags)
-        return b""
+        return _then(self.writing.set_xattr(ino, name, value[:size], flags), _empty)
 
-    def removexattr(self, ino: int, request: memoryview) -> Reply:
-        self.writing.remove_xattr(ino, name_of(request))
-        return b""
+    def removexattr(self, ino: int, request: memoryview) -> Reply | Coroutine[Any, Any, Reply]:
+        return _then(self.writing.remove_xattr(ino, name_of(request)), _empty)
 
     # --- names --------------------------------------------------------------------------------------------
 

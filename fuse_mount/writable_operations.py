@@ -61,7 +61,7 @@ class WritableOperations(ReadOnlyOperations):
 
     @answered
     async def open(self, inode: int, flags: FlagT, ctx: RequestContext) -> FileInfo:
-        handle = self.writing.open(inode, flags)
+        handle = await _done(self.writing.open(inode, flags))
         self._ino_of[handle] = inode
         return FileInfo(fh=FileHandleT(handle), keep_cache=True)
 
@@ -127,11 +127,11 @@ class WritableOperations(ReadOnlyOperations):
 
     @answered
     async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: RequestContext) -> None:
-        self.writing.set_xattr(inode, name, value, 0)
+        await _done(self.writing.set_xattr(inode, name, value, 0))
 
     @answered
     async def removexattr(self, inode: int, name: bytes, ctx: RequestContext) -> None:
-        self.writing.remove_xattr(inode, name)
+        await _done(self.writing.remove_xattr(inode, name))
 
     # --- names --------------------------------------------------------------------------------------------
 

@@ -1,7 +1,7 @@
 """What a writable mount does, whichever transport asks: names changed, files opened, written, synced and closed.
 
 A method that can answer at once does, and blocks on the local write tier at most; where the listing must be asked, or writers
-must wait for room, or a large file be synced, it gives a coroutine. `Answer` is either. Arguments are plain; the two transports
+must wait for room, or a large file be synced, or the records are on another machine, it gives a coroutine. `Answer` is either. Arguments are plain; the two transports
 translate.
 
 Files open for reading only, of which no node is known, are read as in a read-only mount; their keys are remembered, so that a deletion
@@ -34,6 +34,8 @@ Answer: TypeAlias = T | Coroutine[Any, Any, T]
 
 # Syncs of large files at once. They wait for the disk; those of small files are a commit, made where they are asked.
 SYNC_THREADS = 8
+# Operations at once where each commit is a round trip: those that wait together are committed together.
+SHARED_THREADS = 48
 ZERO_BYTES = 1024 * 1024
 _FALLOC_KEEP_SIZE = 1
 _FALLOC_PUNCH_HOLE = 2
@@ -52,7 +54,9 @@ class Writing:
         # Files open without a node: (inode, key of what is read).
         self._plain: dict[int, tuple[int, bytes]] = {}
         self._handle_numbers = itertools.count(1)
-        self._pool = ThreadPoolExecutor(SYNC_THREADS, thread_name_prefix="forebay-sync")
+        self._is_far = side.records.is_shared
+        threads = SHARED_THREADS if self._is_far else SYNC_THREADS
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="forebay-sync")
 
     def close(self) -> None:
         while self._files:
@@ -79,16 +83,21 @@ class Writing:
 
         return self._with_shown([(parent, name)], lambda shown, inos: act(shown))
 
-    def open(self, ino: int, flags: int) -> int:
+    def open(self, ino: int, flags: int) -> Answer[int]:
         """Open a file; the handle."""
         if flags & os.O_ACCMODE == os.O_RDONLY and self.view.node_id(ino) is None:
             handle = next(self._handle_numbers)
             self._plain[handle] = ino, os.fsencode(self.view.live.version(ino).key)
             return handle
-        file = self._open_file(ino, writable=flags & os.O_ACCMODE != os.O_RDONLY)
-        if flags & os.O_TRUNC and file.writable:
-            file.truncate(0)
-        return self._opened(file)
+        writable = flags & os.O_ACCMODE != os.O_RDONLY
+
+        def act() -> int:
+            file = self._open_file(ino, writable=writable)
+            if flags & os.O_TRUNC and file.writable:
+                file.truncate(0)
+            return self._opened(file)
+
+        return self._commit(act) if writable else act()
 
     def _open_file(self, ino: int, *, writable: bool) -> OpenFile:
         node_id = self.view.node_id(ino)
@@ -142,9 +151,8 @@ class Writing:
         file = self._files.get(handle)
         if file is None:
             return None
-        if file.draft.file is None or isinstance(file.draft.file, MemoryFile) or not file.draft.is_changed:
-            file.sync()
-            return None
+        if not file.draft.is_changed or (file.draft.file is None or isinstance(file.draft.file, MemoryFile)):
+            return self._commit(file.sync)
         return self._in_pool(file.sync)
 
     async def _write_through(self, file: OpenFile) -> None:
@@ -161,8 +169,7 @@ class Writing:
             return None
         if file.writable and file.draft.is_changed:
             return self._in_pool(file.release)
-        file.release()
-        return None
+        return self._commit(file.release)
 
     def discard(self, handle: int) -> None:
         """Take back a handle that nobody got."""
@@ -198,17 +205,21 @@ class Writing:
         mtime_ns: int | None,
     ) -> Answer[Node]:  # fmt: skip
         """Change what is given; the node as it is then."""
-        if size is not None:
-            self._truncate(ino, handle, size)
-        if self._is_gone(ino):
-            return self.view.node(ino)  # deleted and still open: there is nothing to keep attributes for
-        if mode is not None or uid is not None or gid is not None or mtime_ns is not None:
-            tree = self.side.set_attributes(
-                self.view.path(ino), self._shown_of(ino), mode=None if mode is None else stat.S_IMODE(mode), uid=uid,
-                gid=gid, mtime_ns=mtime_ns,
-            )  # fmt: skip
-            self.view.adopt(ino, tree.id)
-        return self.view.node(ino)
+
+        def act() -> Node:
+            if size is not None:
+                self._truncate(ino, handle, size)
+            if self._is_gone(ino):
+                return self.view.node(ino)  # deleted and still open: there is nothing to keep attributes for
+            if mode is not None or uid is not None or gid is not None or mtime_ns is not None:
+                tree = self.side.set_attributes(
+                    self.view.path(ino), self._shown_of(ino), mode=None if mode is None else stat.S_IMODE(mode), uid=uid,
+                    gid=gid, mtime_ns=mtime_ns,
+                )  # fmt: skip
+                self.view.adopt(ino, tree.id)
+            return self.view.node(ino)
+
+        return self._commit(act)
 
     def _truncate(self, ino: int, handle: int | None, size: int) -> None:
         file = self._files.get(handle) if handle is not None else None
@@ -228,7 +239,7 @@ class Writing:
         if tree is not None and not self._is_gone(ino) and tree.mode & (stat.S_ISUID | stat.S_ISGID):
             self.side.set_attributes(self.view.path(ino), mode=tree.mode & ~(stat.S_ISUID | stat.S_ISGID))
 
-    def set_xattr(self, ino: int, name: bytes, value: bytes, flags: int) -> None:
+    def set_xattr(self, ino: int, name: bytes, value: bytes, flags: int) -> Answer[None]:
         self._check_xattr(name)
         tree = self.view.tree_node(ino)
         known = (tree.xattrs or {}) if tree is not None else {}
@@ -236,11 +247,11 @@ class Writing:
             raise OSError(errno.EEXIST, "the attribute is there")
         if flags & _XATTR_REPLACE and name not in known:
             raise OSError(errno.ENODATA, "no such attribute")
-        self._change_xattr(ino, name, value)
+        return self._commit(lambda: self._change_xattr(ino, name, value))
 
-    def remove_xattr(self, ino: int, name: bytes) -> None:
+    def remove_xattr(self, ino: int, name: bytes) -> Answer[None]:
         self._check_xattr(name)
-        self._change_xattr(ino, name, None)
+        return self._commit(lambda: self._change_xattr(ino, name, None))
 
     def _change_xattr(self, ino: int, name: bytes, value: bytes | None) -> None:
         if self._is_gone(ino):
@@ -363,13 +374,17 @@ class Writing:
                 return self._ask_first(places, act)
             shown.append(found[0])
             inos.append(found[1])
-        return act(shown, inos)
+        return self._commit(lambda: act(shown, inos))
 
     async def _ask_first(
         self, places: Sequence[tuple[int, bytes]], act: Callable[[Sequence[Shown], Sequence[int]], T]
     ) -> T:
         found = [await self.view.shown_later(parent, name) for parent, name in places]
         return await self._in_pool(lambda: act([one for one, _ in found], [ino for _, ino in found]))
+
+    def _commit(self, work: Callable[[], T]) -> Answer[T]:
+        """Do what ends in a commit: at once where that is a local disk, which is faster than changing threads."""
+        return self._in_pool(work) if self._is_far else work()
 
     async def _in_pool(self, work: Callable[[], T]) -> T:
         """Run what blocks on the disk. Its end is awaited even when nobody waits any more, because it cannot be taken back."""

@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class Deletions:
-    """`read_keys` gives the keys that open files still read from; `busy_keys` is shared with the uploads."""
+    """`read_keys` gives the keys that open files still read from; `busy_keys` and `require_time` are those of the uploads."""
 
     ledger: Ledger
     store: UnderStore
@@ -30,6 +30,7 @@ class Deletions:
     now_ns: Callable[[], int]
     read_keys: Callable[[], set[bytes]]
     busy_keys: set[bytes]
+    require_time: Callable[[], None]
     deleted: int = 0
     spared: int = 0
 
@@ -67,6 +68,7 @@ class Deletions:
                     logger.warning("conflict: %s was written by somebody else after it was deleted here; it stays", key)
                     await self.ledger.run_async(lambda step: self._spare(step, doomed))
                     return True
+                self.require_time()
                 await self.store.delete(key)
                 self.deleted += 1
             await self.ledger.run_async(lambda step: self._gone(step, doomed))

@@ -9,6 +9,9 @@ later one that waits are undone in reverse order, and their callers get the erro
 
 A commit that lost a race against another mount is undone the same way; then the others' changes are taken in and the operation
 runs again.
+
+Where records are shared, *fenced* steps are those that only the holder of the lease may make. Their commits are guarded by
+the lease's record: once another has taken it, none succeeds any more, however late this process notices.
 """
 
 import asyncio
@@ -18,8 +21,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
 
-from ...errors import ForebayError, MetadataUnavailable
-from .nodes import Entry, decode, encode
+from ...errors import ForebayError, MetadataUnavailable, WriterReplaced
+from .nodes import LEASE_KEY, Entry, decode, encode
 from .records.store import ABSENT, Batch, Change, Records
 from .state import State
 
@@ -37,8 +40,9 @@ class _Outcome(enum.Enum):
 class Step:
     """What one operation changes. `recorded=False` changes memory only: files that were never synced."""
 
-    def __init__(self, state: State) -> None:
+    def __init__(self, state: State, *, fenced: bool = False) -> None:
         self._state = state
+        self.fenced = fenced
         self._before: list[tuple[Entry, Entry | None]] = []
         self.changes: dict[bytes, Entry | None] = {}
         self.put_inline: dict[str, bytes] = {}
@@ -86,6 +90,9 @@ class Ledger:
         self._committing = threading.Lock()
         self._taking_in = threading.Lock()
         self._drain: asyncio.Future[None] | None = None
+        # The writer that must hold the lease; None where records are not shared, and there is none.
+        self._writer: int | None = None
+        self._fences_all = False
 
     @contextmanager
     def locked(self) -> Iterator[State]:
@@ -102,24 +109,30 @@ class Ledger:
                 self._take_locked(record.key, record.revision, record.body)
             self._sequence = sequence
 
-    def run(self, operation: Callable[[Step], T]) -> T:
+    def fence(self, writer: int, *, all_steps: bool) -> None:
+        """From now on background work, or with `all_steps` every operation, needs the lease in the hands of `writer`."""
+        self._writer, self._fences_all = writer, all_steps
+
+    def run(self, operation: Callable[[Step], T], *, fenced: bool | None = None) -> T:
         """Do an operation; returns when what it changed is durable. Blocks.
 
-        Raises what the operation raises (the state is then as before), or why the commit failed.
+        Raises what the operation raises (the state is then as before), why the commit failed, or WriterReplaced.
         """
-        for _ in range(RACES):
-            self.take_in()
-            result, step = self._begin(operation)
+        fenced = self._fences_all if fenced is None else fenced
+        for race in range(RACES):
+            if race:
+                self.take_in()
+            result, step = self._begin(operation, fenced=fenced)
             if self._finish(step):
                 return result
         raise MetadataUnavailable(f"{self._records.label}: others changed the same records {RACES} times in a row")
 
     async def run_async(self, operation: Callable[[Step], T]) -> T:
-        """`run` for the event loop: commits in a thread, one at a time, for all that wait. Not undone by cancellation."""
-        for _ in range(RACES):
-            if self._records.is_shared:
+        """`run` of a fenced step for the event loop: commits in a thread, one at a time, for all that wait. Not undone by cancellation."""
+        for race in range(RACES):
+            if race and self._records.is_shared:
                 await asyncio.to_thread(self.take_in)
-            result, step = self._begin(operation)
+            result, step = self._begin(operation, fenced=self._writer is not None)
             while step is not None and step.outcome is _Outcome.WAITING:
                 await self._drained()
             if self._finish(step):
@@ -162,10 +175,12 @@ class Ledger:
     def inline(self, name: str) -> bytes | None:
         return self._records.inline(name)
 
-    def _begin(self, operation: Callable[[Step], T]) -> tuple[T, Step | None]:
+    def _begin(self, operation: Callable[[Step], T], *, fenced: bool) -> tuple[T, Step | None]:
         with self._lock:
-            step = Step(self.state)
+            step = Step(self.state, fenced=fenced)
             try:
+                if fenced:
+                    self._require_lease_locked()
                 result = operation(step)
             except BaseException:
                 step.undo_locked()
@@ -174,6 +189,16 @@ class Ledger:
                 return result, None
             self._pending.append(step)
             return result, step
+
+    def _require_lease_locked(self) -> None:
+        lease = self.state.lease
+        if lease is None or lease.holder != self._writer:
+            holder = self.state.writers.get(lease.holder) if lease is not None else None
+            raise WriterReplaced(
+                f"{holder.label if holder is not None else 'another process'} writes this bucket now, because this one "
+                "did not reach the metadata store for too long",
+                remedy="unmount, and mount again; what was acked is safe",
+            )
 
     def _finish(self, step: Step | None) -> bool:
         """Wait for a step; whether it was committed. Raises if it failed."""
@@ -231,7 +256,10 @@ class Ledger:
                 changes.append(Change(key, revision, encode(entry)))
             elif revision != ABSENT:  # else made and removed again before it was ever recorded
                 changes.append(Change(key, revision, None))
-        return Batch(changes, put_inline, drop_inline)
+        guards: dict[bytes, int] = {}
+        if any(step.fenced for step in steps):
+            guards[LEASE_KEY] = self._revisions.get(LEASE_KEY, ABSENT)
+        return Batch(changes, put_inline, drop_inline, guards)
 
     def _fail(self, error: ForebayError | None) -> None:
         """Undo everything that waits: later steps may have been decided on what earlier ones changed. None: a lost race."""

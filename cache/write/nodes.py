@@ -1,4 +1,4 @@
-"""What the records of the write side hold: nodes of the tree, objects to delete, uploads begun, writers alive.
+"""What the records of the write side hold: nodes of the tree, objects to delete, uploads begun, writers and their lease.
 
 All are immutable values; a change replaces one by another, so that undoing a change that could not be committed is
 putting the old value back, and a reader without a lock sees a whole one.
@@ -153,24 +153,66 @@ class Attempt(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
 
 
 class Writer(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
-    """A process that does writeback. A heartbeat that stands still for long enough means that its work is free to take."""
+    """A process that writes, and shares its records. One whose `beats` stand still for long enough is taken for dead.
+
+    `place` is where its process number means something (boot and PID namespace): who is in the same place can look.
+    """
 
     number: int
     host: str
     pid: int
-    heartbeat_ns: int
+    what: str = ""
+    place: str = ""
+    started_ticks: int = 0
+    beats: int = 0
 
     @property
     def record_key(self) -> bytes:
         return b"w%d" % self.number
 
+    @property
+    def label(self) -> str:
+        """What messages call it."""
+        return f"{self.what or 'a writer'} on {self.host} (process {self.pid})"
 
-Entry: TypeAlias = Node | Doomed | Attempt | Writer
+
+LEASE_KEY = b"l"
+
+
+class Lease(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
+    """Which writer brings what is dirty into the under store: the only one that uploads, deletes and gives back.
+
+    Everything that it commits is guarded by this record, so that a holder that was replaced cannot commit any more.
+    """
+
+    holder: int
+
+    @property
+    def record_key(self) -> bytes:
+        return LEASE_KEY
+
+
+MARK_KEY = b"t"
+
+
+class TierMark(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
+    """Which durable tier holds the data that these records name. `identity` is the tier's own, the same on every machine."""
+
+    identity: str
+    label: str
+    host: str
+
+    @property
+    def record_key(self) -> bytes:
+        return MARK_KEY
+
+
+Entry: TypeAlias = Node | Doomed | Attempt | Writer | Lease | TierMark
 
 _encoder = msgspec.msgpack.Encoder()
-_decoders: dict[bytes, msgspec.msgpack.Decoder[Node | Doomed | Attempt | Writer]] = {
-    kind: msgspec.msgpack.Decoder(type_)
-    for kind, type_ in ((b"n", Node), (b"d", Doomed), (b"a", Attempt), (b"w", Writer))
+_TYPES = ((b"n", Node), (b"d", Doomed), (b"a", Attempt), (b"w", Writer), (LEASE_KEY, Lease), (MARK_KEY, TierMark))
+_decoders: dict[bytes, msgspec.msgpack.Decoder[Node | Doomed | Attempt | Writer | Lease | TierMark]] = {
+    kind: msgspec.msgpack.Decoder(type_) for kind, type_ in _TYPES
 }
 
 

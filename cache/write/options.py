@@ -49,6 +49,9 @@ class WriteOptions:
     retry_max_s: float = 60.0
     # How long after a publish of unknown outcome its key is looked at again.
     recheck_s: float = 120.0
+    # Where records are shared: a writer that was not heard of for so long is dead. Three quarters of it are more than one
+    # request to the under store can take.
+    lease_s: float = 45.0
 
     def __post_init__(self) -> None:
         if self.low_watermark_bytes > self.high_watermark_bytes:
@@ -65,6 +68,7 @@ class WriteOptions:
             "retry_first_s",
             "retry_max_s",
             "recheck_s",
+            "lease_s",
         ):
             if not getattr(self, name) >= 0:
                 raise ConfigError(f"{name} must not be negative")

@@ -26,12 +26,8 @@ class Recovered:
     missing: tuple[bytes, ...]
 
 
-def recover(ledger: Ledger, tier: DurableTier, records: Records, *, own_prefix: str | None) -> Recovered:
-    """Load the records and put the tier in order. `own_prefix` limits what is garbage to data of this writer (shared tiers).
-
-    Raises MetadataUnavailable or TierFailed.
-    """
-    ledger.load()
+def recover(ledger: Ledger, tier: DurableTier, records: Records) -> Recovered:
+    """Put the tier in order after the records were loaded. Raises MetadataUnavailable or TierFailed."""
     with ledger.locked() as state:
         files: dict[str, int] = {}
         inline: set[str] = set()
@@ -41,11 +37,10 @@ def recover(ledger: Ledger, tier: DurableTier, records: Records, *, own_prefix: 
             elif node.data:
                 files[node.data] = node.id
     present = set(tier.names())
-    garbage = [name for name in present - files.keys() if own_prefix is None or name.startswith(own_prefix)]
+    garbage = present - files.keys()
     for name in garbage:
         tier.delete(name)
     stray = [name for name in records.inline_names() if name not in inline]
-    stray = [name for name in stray if own_prefix is None or name.startswith(own_prefix)]
     if stray:
 
         def drop(step: Step) -> None:

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from .nodes import ROOT_ID, Attempt, Doomed, Entry, Kind, Node, Writer, node_key
+from .nodes import LEASE_KEY, MARK_KEY, ROOT_ID, Attempt, Doomed, Entry, Kind, Lease, Node, TierMark, Writer, node_key
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +31,8 @@ class State:
         self.attempts: dict[str, Attempt] = {}
         self.attempt_of: dict[int, str] = {}
         self.writers: dict[int, Writer] = {}
+        self.lease: Lease | None = None
+        self.tier_mark: TierMark | None = None
         # Ordered by when they became so: dirty nodes, clean files, whiteouts.
         self.dirty: dict[int, None] = {}
         self.clean: dict[int, None] = {}
@@ -61,9 +63,13 @@ class State:
             old = self.attempts.get(entry.nonce)
             self.attempts[entry.nonce] = entry
             self.attempt_of[entry.node] = entry.nonce
-        else:
+        elif isinstance(entry, Writer):
             old = self.writers.get(entry.number)
             self.writers[entry.number] = entry
+        elif isinstance(entry, Lease):
+            old, self.lease = self.lease, entry
+        else:
+            old, self.tier_mark = self.tier_mark, entry
         return old
 
     def remove(self, entry: Entry) -> Entry | None:
@@ -82,7 +88,14 @@ class State:
             if self.attempt_of.get(entry.node) == entry.nonce:
                 del self.attempt_of[entry.node]
             return self.attempts.pop(entry.nonce, None)
-        return self.writers.pop(entry.number, None)
+        if isinstance(entry, Writer):
+            return self.writers.pop(entry.number, None)
+        old: Entry | None
+        if isinstance(entry, Lease):
+            old, self.lease = self.lease, None
+        else:
+            old, self.tier_mark = self.tier_mark, None
+        return old
 
     def remove_key(self, key: bytes) -> Entry | None:
         """`remove` by record key."""
@@ -97,6 +110,10 @@ class State:
             return self.doomed.get(rest)
         if kind == b"a":
             return self.attempts.get(rest.decode())
+        if key == LEASE_KEY:
+            return self.lease
+        if key == MARK_KEY:
+            return self.tier_mark
         return self.writers.get(int(rest))
 
     def _put_node(self, node: Node) -> Node | None:

@@ -67,7 +67,10 @@ class UploadCounts:
 
 @dataclass(slots=True)
 class Uploads:
-    """`busy_keys` are keys with a publish or delete on its way; `watches` are files whose bytes are being read."""
+    """`busy_keys` are keys with a publish or delete on its way; `watches` are files whose bytes are being read.
+
+    `require_time` raises when there is too little time left before another may take our place (`Writers`).
+    """
 
     ledger: Ledger
     operations: Operations
@@ -77,6 +80,7 @@ class Uploads:
     read_base: ReadBase
     drafts: dict[int, Draft]
     budget: ByteBudget
+    require_time: Callable[[], None]
     counts: UploadCounts = field(default_factory=UploadCounts)
     busy_keys: set[bytes] = field(default_factory=set)
     active: set[str] = field(default_factory=set)
@@ -382,6 +386,7 @@ class Uploads:
 
     def _gate(self, plan: Plan, watch: Watch) -> None:
         """Last look before publishing: is this node still there, and were the bytes that were read left alone?"""
+        self.require_time()
         with self.ledger.locked() as state:
             node = state.by_id.get(plan.node.id)
             if node is None or state.key_of(node) != plan.attempt.key or watch.disturbed:
@@ -504,6 +509,7 @@ class Uploads:
             return
         page = await self.store.list_page(below, limit=1)
         if not page.keys:
+            self.require_time()
             await self.store.delete(below)
 
     def _follow_source(self, step: Step, plan: Plan, source: ObjectInfo | None) -> None:

@@ -18,6 +18,7 @@ import dataclasses
 import errno
 import logging
 import os
+import secrets
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -40,8 +41,10 @@ from .recovery import Recovered, recover
 from .relocation import Relocation
 from .retirement import Listing, Retirement
 from .state import Below, State
+from .tier_mark import mark_tier
 from .uploads import ReadBase, UploadCounts, Uploads
 from .writeback import Writeback
+from .writers import Writers
 
 logger = logging.getLogger(__name__)
 
@@ -103,29 +106,35 @@ class WriteSide:
         in_use: Callable[[int], bool] = lambda node_id: False,
         keys_read: Callable[[], set[bytes]] = set,
         now_ns: Callable[[], int] = time.time_ns,
-        writer: int = 1,
+        what: str = "",
     ) -> None:
         """Starts nothing and does no I/O.
 
         `read_base` reads object versions, through the cache if there is one; `listing` is what the mount shows where no
         node decides, and without it records are kept for good; `in_use` says whether somebody knows a node by its id;
-        `keys_read` gives keys of objects that are open without a node.
+        `keys_read` gives keys of objects that are open without a node; `what` is what other writers are told we are.
         """
+        # Data files of writers that share a tier differ by it.
+        writer = secrets.randbits(48) if records.is_shared else 1
         self.options = options or WriteOptions()
         self.tier = tier
         self.records = records
         self.store = store
         self.state = State(prefix)
         self.ledger = Ledger(self.state, records)
+        self.writers = Writers(self.ledger, writer, what, lease_s=self.options.lease_s) if records.is_shared else None
+        require_time = self.writers.require_time if self.writers is not None else _always
         self.operations = Operations(writer, now_ns, file_attributes, folder_attributes)
         self._now_ns = now_ns
         self._read_base: ReadBase = read_base or store.get_range
         self.files = OpenFiles(self.ledger, self.operations, tier, self.options, {}, self._wake)
         self.uploads = Uploads(
             self.ledger, self.operations, tier, store, self.options, self._read_base, self.files.drafts,
-            ByteBudget(self.options.upload_parts * self.options.part_bytes), watches=self.files.watches,
+            ByteBudget(self.options.upload_parts * self.options.part_bytes), require_time, watches=self.files.watches,
         )  # fmt: skip
-        self.deletions = Deletions(self.ledger, store, self.options, now_ns, self._keys_read, self.uploads.busy_keys)
+        self.deletions = Deletions(
+            self.ledger, store, self.options, now_ns, self._keys_read, self.uploads.busy_keys, require_time
+        )
         self.relocation = Relocation(self.ledger, self.operations, store)
         self.retirement = Retirement(
             self.ledger, self.options, self.files.drafts, self.files.delete_data, listing, now_ns, in_use
@@ -135,7 +144,7 @@ class WriteSide:
             self._sync_open, self._writer_count,
         )  # fmt: skip
         self._other_keys_read = keys_read
-        self._task: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
 
     # --- Life. -------------------------------------------------------------------------------------------
 
@@ -149,25 +158,36 @@ class WriteSide:
         await self.close()
 
     async def start(self) -> Recovered:
-        """Recover what the last process left, and begin to write back. Raises MetadataUnavailable, TierFailed."""
-        own = f"{self.operations.writer:x}-" if self.records.is_shared else None
-        recovered = await asyncio.to_thread(recover, self.ledger, self.tier, self.records, own_prefix=own)
+        """Recover what the last process left, and begin to write back.
+
+        Raises MetadataUnavailable, TierFailed; where records are shared also TierInUse (naming who writes) and UsageError (the
+        data is in another tier).
+        """
+        await asyncio.to_thread(self.ledger.load)
+        if self.writers is not None:
+            await self.writers.join()
+            self.ledger.fence(self.writers.me.number, all_steps=True)
+            self._tasks.append(asyncio.create_task(self.writers.run(), name="beats"))
+            await asyncio.to_thread(mark_tier, self.ledger, self.tier)
+        recovered = await asyncio.to_thread(recover, self.ledger, self.tier, self.records)
         if recovered.dirty_files or recovered.doomed or recovered.attempts:
             logger.info(
                 "recovered %d dirty files (%d bytes), %d deletions and %d uploads begun",
                 recovered.dirty_files, recovered.dirty_bytes, recovered.doomed, recovered.attempts,
             )  # fmt: skip
-        self._task = asyncio.create_task(self.writeback.run(), name="writeback")
+        self._tasks.append(asyncio.create_task(self.writeback.run(), name="writeback"))
         return recovered
 
     async def close(self) -> None:
         """Stop writing back and close tier and records. What is dirty stays durable, and is found by the next `start`."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
-            self._task = None
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._tasks.clear()
         for draft in list(self.files.drafts.values()):
             draft.close()
+        if self.writers is not None:
+            await asyncio.to_thread(self.writers.leave)
         await asyncio.to_thread(self.records.close)
         await asyncio.to_thread(self.tier.close)
 
@@ -483,3 +503,7 @@ class WriteSide:
             reasons.append(f"{self._name(node_id)} ({failure.reason if failure else 'waits'})")
         more = f" and {len(left) - 3} more" if len(left) > 3 else ""
         return f"{len(left)} files are not in the bucket yet, {doomed} objects not deleted: {', '.join(reasons)}{more}"
+
+
+def _always() -> None:
+    """No lease is needed where nobody shares the records."""

@@ -12,7 +12,7 @@ from forebay.cache.write.nodes import Kind, Node
 from forebay.cache.write.open_files import OpenFile
 from forebay.cache.write.operations import Attributes, Listed, ListedFolder, Shown
 from forebay.cache.write.options import WriteOptions
-from forebay.cache.write.records import SqliteRecords
+from forebay.cache.write.records import Records, SqliteRecords
 from forebay.cache.write.state import Below
 from forebay.cache.write.write_side import WriteSide
 from forebay.tests.support.multipart_bucket import MultipartBucket
@@ -47,23 +47,32 @@ class Lab:
     side: WriteSide
 
     @classmethod
-    async def start(cls, folder: Path, bucket: MultipartBucket, prefix: bytes = b"", **options: Any) -> "Lab":
+    async def start(
+        cls, folder: Path, bucket: MultipartBucket, prefix: bytes = b"", *, records: Records | None = None,
+        what: str = "", **options: Any,
+    ) -> "Lab":  # fmt: skip
+        """`records` are ones that others share; without, they are in the folder. If starting fails nothing is left open."""
         side = WriteSide(
-            tier=FolderTier.at(folder, free_space_ratio=0.0),
-            records=SqliteRecords(folder / "records.db"),
+            tier=FolderTier.at(folder, free_space_ratio=0.0, shared=records is not None),
+            records=records if records is not None else SqliteRecords(folder / "records.db"),
+            what=what,
             store=bucket,
             listing=BucketListing(bucket),
             prefix=prefix,
             options=WriteOptions(**{**QUICK, **options}),
         )
-        await side.start()
+        try:
+            await side.start()
+        except BaseException:
+            await side.close()
+            raise
         return cls(folder, bucket, side)
 
     async def crash(self) -> None:
         """Go away like a killed process: nothing more is synced or sent."""
-        task = self.side._task
-        assert task is not None
-        task.cancel()
+        for task in self.side._tasks:
+            task.cancel()
+        self.side.writers = None  # nor is the lease given back
         await self.side.close()
 
     # --- What a mount does. ------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ PATHS = [b"a", b"b", b"d", b"d/a", b"d/b", b"d/e", b"d/e/a", b"e", b"e/a", b"e/e
 path_of = st.sampled_from(PATHS)
 size_of = st.sampled_from([0, 1, 10, 17, 40, 40, 100, 6 * MIB])
 # Low enough that clean bytes and records are given up all the time.
-LIMITS = {"high_watermark_bytes": 60, "low_watermark_bytes": 20, "max_clean_records": 2}
+LIMITS: dict[str, Any] = {"high_watermark_bytes": 60, "low_watermark_bytes": 20, "max_clean_records": 2}
 CHANGING = ("put", "copy", "part", "copy_part", "create", "complete", "delete", "abort")
 
 

@@ -187,3 +187,16 @@ def test_an_absent_mongod_is_named_without_credentials() -> None:
         MongoRecords("mongodb://user:secret-word@127.0.0.1:1/?replicaSet=rs0", "x", timeout_s=0.5)
     assert "127.0.0.1:1" in str(caught.value)
     assert "secret-word" not in str(caught.value)
+
+
+def test_guards_must_hold_and_stay_as_they_are(records: Records) -> None:
+    first = records.commit(put(b"a", b"1"))
+    assert first is not None
+    assert records.commit(Batch([Change(b"b", ABSENT, b"x")], guards={b"a": first + 7})) is None
+    assert records.commit(Batch([Change(b"b", ABSENT, b"x")], guards={b"c": first})) is None
+    assert contents(records) == {b"a": b"1"}
+    second = records.commit(Batch([Change(b"b", ABSENT, b"x")], guards={b"a": first, b"c": ABSENT}))
+    assert second is not None
+    changed = records.changes_since(first)
+    assert changed.sequence == second
+    assert [record.key for record in changed.records] == [b"b"]

@@ -4,6 +4,7 @@ import asyncio
 import random
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,7 +24,7 @@ async def lab(tmp_path: Path) -> AsyncIterator[Lab]:
     await lab.side.close()
 
 
-async def restarted(lab: Lab, **options: object) -> Lab:
+async def restarted(lab: Lab, **options: Any) -> Lab:
     await lab.crash()
     lab.side = (await Lab.start(lab.folder, lab.bucket, lab.side.state.prefix, **options)).side
     lab.side.state.validate()

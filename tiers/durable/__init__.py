@@ -20,15 +20,15 @@ def is_rados(where: str) -> bool:
     return where.startswith("rados://")
 
 
-def open_durable_tier(where: str, name: str, *, free_space_ratio: float = 0.05) -> DurableTier:
-    """The tier that `where` names; `name` keeps the data of several sources in it apart.
+def open_durable_tier(where: str, name: str, *, free_space_ratio: float = 0.05, shared: bool = False) -> DurableTier:
+    """The tier that `where` names; `name` keeps the data of several sources in it apart. `shared`: others may have it open too.
 
     Raises UsageError for nonsense, TierInUse, TierFailed.
     """
     if not is_rados(where):
         if "://" in where:
             raise UsageError(f"{where!r} is no write tier", remedy="give a folder, or rados://POOL")
-        return FolderTier.at(Path(where) / name, free_space_ratio=free_space_ratio)
+        return FolderTier.at(Path(where) / name, free_space_ratio=free_space_ratio, shared=shared)
     parts = urlsplit(where)
     given = parse_qs(parts.query, strict_parsing=bool(parts.query))
     unknown = given.keys() - {"conf", "keyring", "client"}

@@ -1,6 +1,7 @@
 """A durable tier in a directory: any file system whose fsync tells the truth (ext4, XFS, CephFS).
 
     FOLDER/format        "forebay-write 1"; another version is refused
+    FOLDER/identity      a name by chance, by which records know the folder again wherever it is mounted
     FOLDER/lock          flock of the process that has it; says who (embedded mode only)
     FOLDER/data/xx/NAME  one sparse file per data file; xx are two hex digits of a hash of the name
 
@@ -19,6 +20,7 @@ import fcntl
 import hashlib
 import json
 import os
+import secrets
 import socket
 import threading
 import time
@@ -96,6 +98,16 @@ class FolderTier:
     @property
     def label(self) -> str:
         return f"folder {self._folder}"
+
+    @property
+    def identity(self) -> str:
+        path = self._folder / "identity"
+        try:
+            if not path.exists():
+                _write_once(path, f"folder {secrets.token_hex(12)}\n")
+            return path.read_text().strip()
+        except OSError as error:
+            self.fail("read", path.name, error)
 
     def create(self, name: str) -> "FolderFile":
         try:
@@ -245,6 +257,19 @@ class FolderFile:
         if self._fd >= 0:
             fd, self._fd = self._fd, -1
             os.close(fd)
+
+
+def _write_once(path: Path, text: str) -> None:
+    """Make a file, whole and durable, unless it has been made by somebody meanwhile."""
+    temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
+    with temporary.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    with contextlib.suppress(FileExistsError):
+        os.link(temporary, path)
+    temporary.unlink()
+    _fsync_folder(path.parent)
 
 
 def _lock(folder: Path) -> int:

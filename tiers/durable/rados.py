@@ -72,6 +72,7 @@ class RadosTier:
         """Connect. What is written under another `namespace` of the pool is not seen. Raises TierFailed if the cluster does not answer in time or has no such pool, UsageError without librados."""
         self._rados = load_rados()
         self._pool = pool
+        self._namespace = namespace
         self.timeout_s = timeout_s
         seconds = str(max(1, round(timeout_s)))
         settings = {
@@ -97,6 +98,13 @@ class RadosTier:
     @property
     def label(self) -> str:
         return f"rados pool {self._pool}"
+
+    @property
+    def identity(self) -> str:
+        try:
+            return f"rados {self._cluster.get_fsid()} {self._pool} {self._namespace}"
+        except self._rados.Error as error:
+            self.fail("ask", "the cluster's id", error)
 
     def create(self, name: str) -> "RadosFile":
         file = RadosFile(self, name, reserved=0)

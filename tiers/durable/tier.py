@@ -64,6 +64,11 @@ class DurableTier(Protocol):
         """What messages call it: `folder /var/lib/forebay/write`, `rados pool training`. Never a credential."""
         ...
 
+    @property
+    def identity(self) -> str:
+        """The same wherever this tier is opened, and different for any other: so that records find their data."""
+        ...
+
     def create(self, name: str) -> DurableFile:
         """A new, empty data file. It may be gone after a crash until its first `sync`."""
         ...

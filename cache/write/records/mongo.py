@@ -1,6 +1,7 @@
 """Records in MongoDB: for mounts that share what they write.
 
-Each store is one database. A commit is one transaction with majority write concern, journalled:
+A store is three collections of one database, named after what is written to (`write.<name>.records` and so on). A
+commit is one transaction with majority write concern, journalled:
 
     records   {_id: key, revision, body}    a removed key keeps a document without body for a day, so that
                                             `changes_since` can tell it
@@ -9,9 +10,11 @@ Each store is one database. A commit is one transaction with majority write conc
                                             conflict there, one retries, and sequence order is commit order
 
 A transaction that fails transiently (conflict, election, lost connection) is run again until the deadline. A reply to
-a commit that was lost is retried by the driver, which asks for the outcome of that same transaction.
+a commit that was lost is retried by the driver, which asks for the outcome of that same transaction. After a call that
+had no answer the next ones wait `PROBE_S` only, until one has: so a queue of callers waits for one deadline, not for one each.
 """
 
+import contextlib
 import datetime
 from collections.abc import Iterator
 from typing import Any, NoReturn
@@ -24,47 +27,56 @@ from pymongo.collection import Collection
 from pymongo.read_concern import ReadConcern
 from pymongo.write_concern import WriteConcern
 
-from ....errors import MetadataUnavailable
+from ....errors import ConfigError, MetadataUnavailable
 from .store import ABSENT, Batch, Changes, Record
 
 TIMEOUT_S = 30.0
+PROBE_S = 2.0
 REMOVED_KEPT_S = 24 * 3600
+DEFAULT_DATABASE = "forebay"
 
 
 class MongoRecords:
-    """`url` may hold credentials: it is never shown; `label` names hosts and database."""
+    """Records of what is written to `name`, in the database that `url` names (default `forebay`).
 
-    def __init__(self, url: str, database: str, *, timeout_s: float = TIMEOUT_S) -> None:
+    `url` may hold credentials: it is never shown; `label` names hosts and database. Raises ConfigError for an address that
+    cannot be one, MetadataUnavailable when MongoDB does not answer within `timeout_s`.
+    """
+
+    def __init__(self, url: str, name: str, *, timeout_s: float = TIMEOUT_S) -> None:
         self._timeout_s = timeout_s
+        self._is_away = False
         try:
             self._client: pymongo.MongoClient[dict[str, Any]] = pymongo.MongoClient(
-                url, serverSelectionTimeoutMS=int(timeout_s * 1000), timeoutMS=int(timeout_s * 1000), tz_aware=True
+                url, appname="forebay", serverSelectionTimeoutMS=int(timeout_s * 1000), tz_aware=True
             )
-        except pymongo.errors.PyMongoError as error:
-            raise MetadataUnavailable(
-                "the MongoDB address cannot be used", remedy="give mongodb://host/?replicaSet=name"
-            ) from error
+            database = self._client.get_default_database(DEFAULT_DATABASE)
+        except (pymongo.errors.PyMongoError, ValueError) as error:
+            # Not chained: what the driver says of a URL may quote it.
+            raise ConfigError(
+                f"the MongoDB address cannot be used ({type(error).__name__})",
+                remedy="give mongodb://host/database?replicaSet=name",
+            ) from None
         hosts = ",".join(
             sorted(f"{host}:{port}" for host, port in self._client.topology_description.server_descriptions())
         )
-        self._label = f"MongoDB {hosts} database {database}"
-        self._database = self._client.get_database(
-            database,
-            write_concern=WriteConcern("majority", j=True),
-            read_concern=ReadConcern("majority"),
+        self._label = f"MongoDB {hosts} database {database.name}"
+        database = database.with_options(
+            write_concern=WriteConcern("majority", j=True), read_concern=ReadConcern("majority")
         )
-        self._records: Collection[dict[str, Any]] = self._database["records"]
-        self._inline: Collection[dict[str, Any]] = self._database["inline"]
-        self._sequence: Collection[dict[str, Any]] = self._database["sequence"]
+        self._records: Collection[dict[str, Any]] = database[f"write.{name}.records"]
+        self._inline: Collection[dict[str, Any]] = database[f"write.{name}.inline"]
+        self._sequence: Collection[dict[str, Any]] = database[f"write.{name}.sequence"]
         try:
-            self._sequence.update_one({"_id": "sequence"}, {"$setOnInsert": {"value": 0}}, upsert=True)
-            self._records.create_index("revision")
-            self._records.create_index("removed_at", expireAfterSeconds=REMOVED_KEPT_S)
-            # A collection cannot come into being inside a transaction on every server version.
-            self._inline.create_index("_id")
-        except pymongo.errors.PyMongoError as error:
+            with self._calling("open"):
+                self._sequence.update_one({"_id": "sequence"}, {"$setOnInsert": {"value": 0}}, upsert=True)
+                self._records.create_index("revision")
+                self._records.create_index("removed_at", expireAfterSeconds=REMOVED_KEPT_S)
+                # A collection cannot come into being inside a transaction on every server version.
+                self._inline.create_index("_id")
+        except MetadataUnavailable:
             self._client.close()
-            self._fail("open", error)
+            raise
 
     @property
     def label(self) -> str:
@@ -76,43 +88,32 @@ class MongoRecords:
 
     def load(self) -> tuple[int, Iterator[Record]]:
         # The sequence is read first: what is committed meanwhile is in the records and once more in changes_since.
-        try:
+        with self._calling("read"):
             sequence = self._present_sequence()
             found = self._records.find({"removed_at": None}, {"revision": 1, "body": 1})
             records = [_record(document) for document in found]
-        except pymongo.errors.PyMongoError as error:
-            self._fail("read", error)
         return sequence, iter(records)
 
     def commit(self, batch: Batch) -> int | None:
-        try:
-            with self._client.start_session() as session:
-                return session.with_transaction(lambda inside: self._apply(batch, inside))
-        except pymongo.errors.PyMongoError as error:
-            self._fail("commit to", error)
+        with self._calling("commit to"), self._client.start_session() as session:
+            return session.with_transaction(lambda inside: self._apply(batch, inside))
 
     def changes_since(self, sequence: int) -> Changes:
-        try:
+        with self._calling("read"):
             present = self._present_sequence()
             if present == sequence:
                 return Changes(present, [])
             found = self._records.find({"revision": {"$gt": sequence, "$lte": present}}).sort("revision", 1)
             return Changes(present, [_record(document) for document in found])
-        except pymongo.errors.PyMongoError as error:
-            self._fail("read", error)
 
     def inline(self, name: str) -> bytes | None:
-        try:
+        with self._calling("read"):
             document = self._inline.find_one({"_id": name})
-        except pymongo.errors.PyMongoError as error:
-            self._fail("read", error)
         return None if document is None else bytes(document["data"])
 
     def inline_names(self) -> Iterator[str]:
-        try:
+        with self._calling("read"):
             return iter([document["_id"] for document in self._inline.find({}, {"_id": 1})])
-        except pymongo.errors.PyMongoError as error:
-            self._fail("read", error)
 
     def close(self) -> None:
         self._client.close()
@@ -127,14 +128,17 @@ class MongoRecords:
         )
         assert counter is not None
         sequence = int(counter["value"])
-        keys = [Binary(change.key) for change in batch.changes]
+        expected = {**batch.guards, **{change.key: change.expected for change in batch.changes}}
+        keys = [Binary(key) for key in expected]
         found = {
             bytes(document["_id"]): int(document["revision"])
             for document in self._records.find(
                 {"_id": {"$in": keys}, "removed_at": None}, {"revision": 1}, session=session
             )
         }
-        if any(found.get(change.key, ABSENT) != change.expected for change in batch.changes):
+        if any(found.get(key, ABSENT) != revision for key, revision in expected.items()):
+            # Nothing is to happen: not even the sequence may move, or others would look for changes in vain.
+            session.abort_transaction()
             return None
         if batch.changes:
             self._records.bulk_write(
@@ -146,11 +150,25 @@ class MongoRecords:
             self._inline.replace_one({"_id": name}, {"data": Binary(data)}, upsert=True, session=session)
         return sequence
 
+    @contextlib.contextmanager
+    def _calling(self, action: str) -> Iterator[None]:
+        """A call with its deadline; what goes wrong in it is MetadataUnavailable."""
+        try:
+            with pymongo.timeout(min(PROBE_S, self._timeout_s) if self._is_away else self._timeout_s):
+                yield
+        except pymongo.errors.PyMongoError as error:
+            self._is_away = isinstance(error, pymongo.errors.ConnectionFailure) or error.timeout
+            self._fail(action, error)
+        self._is_away = False
+
     def _fail(self, action: str, error: pymongo.errors.PyMongoError) -> NoReturn:
-        raise MetadataUnavailable(
-            f"cannot {action} {self._label}: {type(error).__name__}",
-            remedy="check that MongoDB runs and can be reached",
-        ) from error
+        remedy = "check that MongoDB runs and can be reached"
+        if isinstance(error, pymongo.errors.OperationFailure) and error.code in (13, 18):
+            remedy = "check the user and password of the metadata URL and the user's roles"
+        elif isinstance(error, pymongo.errors.OperationFailure) and error.code == 20:
+            remedy = "transactions need a replica set; one member is enough"
+        # Not chained: the driver's words may hold what the URL holds.
+        raise MetadataUnavailable(f"cannot {action} {self._label}: {type(error).__name__}", remedy=remedy) from None
 
 
 def _record(document: dict[str, Any]) -> Record:

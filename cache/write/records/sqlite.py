@@ -136,9 +136,10 @@ class SqliteRecords:
             self._connection.close()
 
     def _is_current(self, batch: Batch) -> bool:
-        for change in batch.changes:
-            row = self._connection.execute("SELECT revision FROM records WHERE key = ?", (change.key,)).fetchone()
-            if (row[0] if row else ABSENT) != change.expected:
+        expected = {**batch.guards, **{change.key: change.expected for change in batch.changes}}
+        for key, revision in expected.items():
+            row = self._connection.execute("SELECT revision FROM records WHERE key = ?", (key,)).fetchone()
+            if (row[0] if row else ABSENT) != revision:
                 return False
         return True
 

@@ -32,11 +32,15 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What is applied together. `put_inline` and `drop_inline` concern inline data, by name."""
+    """What is applied together. `put_inline` and `drop_inline` concern inline data, by name.
+
+    `guards` are keys that stay as they are and must have these revisions: what the changes were decided on.
+    """
 
     changes: Sequence[Change]
     put_inline: Mapping[str, bytes] = field(default_factory=dict)
     drop_inline: Sequence[str] = ()
+    guards: Mapping[bytes, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
