@@ -1,0 +1,78 @@
+"""Mounts that keep their records in MongoDB: another one takes over, a second one is refused, and no secret is seen."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pymongo
+import pytest
+
+from forebay.tests.mount.conftest import Bucket, content, read_tree
+from forebay.tests.mount.test_writing import in_bucket
+from forebay.tests.support.command_line import CommandLine
+from forebay.tests.support.servers import MongoServer
+
+MIB = 1024 * 1024
+SECRET = "word-that-nobody-sees"
+
+
+@pytest.fixture
+def meta_url(mongo: MongoServer, tmp_path: Path) -> Iterator[str]:
+    """A database of its own, with a user and a password in the URL."""
+    database = f"mount-{os.getpid()}-{tmp_path.name}"[:60]
+    with pymongo.MongoClient[dict[str, object]](mongo.url) as client:
+        client[database].command("createUser", "writer", pwd=SECRET, roles=["readWrite"])
+        parts = urlsplit(mongo.url)
+        yield f"mongodb://writer:{SECRET}@{parts.netloc}/{database}?{parts.query}"
+        client[database].command("dropAllUsersFromDatabase")
+        client.drop_database(database)
+
+
+@pytest.fixture
+def shared(forebay: CommandLine, meta_url: str, tmp_path: Path) -> CommandLine:
+    """The command line, with a metadata store and a write tier that every mount reaches."""
+    forebay.environment["FOREBAY_META_URL"] = meta_url
+    forebay.environment["FOREBAY_WRITE_TIER"] = str(tmp_path / "shared-tier")
+    return forebay
+
+
+def test_another_machine_finishes_what_a_killed_mount_acked(shared: CommandLine, bucket: Bucket) -> None:
+    where = shared.mount(bucket.url, "--writeback-delay", "1h")
+    expected = {"new/large": content(1, 10 * MIB), "new/small": b"small"}
+    (where / "new").mkdir()
+    for path, data in expected.items():
+        (where / path).write_bytes(data)
+    os.rename(where / "new" / "small", where / "moved")
+    expected["moved"] = expected.pop("new/small")
+    refused = shared("mount", bucket.url, shared.new_mountpoint(), "--cache-name", "other")
+    assert refused.returncode == 21
+    assert f"written by the mount at {where} on" in refused.stderr
+    assert "--read-only" in refused.stderr
+    shared.kill(where)
+    second = shared.mount(bucket.url, "--writeback-delay", "1h", "--cache-name", "other")
+    assert read_tree(second) == expected
+    assert in_bucket(bucket) == {}
+    shared.ok("flush", second, "--timeout", "2m")
+    assert in_bucket(bucket) == expected
+    (second / "last").write_bytes(b"last")
+    seen = shared.ok("status") + shared.ok("status", "--json") + shared.ok("writeback", "list", second, "--json")
+    seen += Path(f"/proc/{shared.status(second)['pid']}/cmdline").read_text()
+    shared.kill(second)
+    assert "found 1 files" in shared.ok("recover", bucket.url)
+    assert in_bucket(bucket) == {**expected, "last": b"last"}
+    seen += shared.logs() + refused.stderr + shared.ok("config")
+    assert "MongoDB 127.0.0.1" in seen
+    assert SECRET not in seen
+
+
+def test_a_wrong_password_and_an_absent_server_are_named_without_it(shared: CommandLine, bucket: Bucket) -> None:
+    url = shared.environment["FOREBAY_META_URL"]
+    where = shared.new_mountpoint()
+    refused = shared("mount", bucket.url, where, "--meta-url", url.replace(SECRET, SECRET + "-wrong"))
+    assert refused.returncode == 55
+    assert "password" in refused.stderr
+    assert SECRET not in refused.stderr
+    nonsense = shared("mount", bucket.url, where, "--meta-url", f"mongodb://u:{SECRET}@h:x/?bad")
+    assert nonsense.returncode == 3
+    assert SECRET not in nonsense.stderr + shared.logs()
