@@ -22,6 +22,7 @@ from .nodes import Node, Remote
 # Beyond this many intervals the holes of a file without base are filled up (they are zeros anyway), and the ranges
 # around changes of one with a base are asked for (`gaps_to_fill`).
 MAX_EXTENTS = 4096
+ZERO_BYTES = 1024 * 1024
 
 
 class MemoryFile:
@@ -128,6 +129,8 @@ class Draft:
     abandoned: list[DurableFile] = field(default_factory=list)
     # Versions that were base and are overwritten by our own upload, and what took their place.
     rebased: dict[Remote, Remote] = field(default_factory=dict)
+    # Whether the data file may hold bytes where the extents say it holds none: a crash can leave some that were never synced.
+    has_leftovers: bool = False
     # Bytes written since the last commit: they count as dirty though no node says so yet.
     buffered_bytes: int = 0
 
@@ -146,6 +149,7 @@ class Draft:
                 self.file = MemoryFile(self.data_name, self.load_inline(self.data_name))
             else:
                 self.file = self.tier.open(self.data_name)
+                self.has_leftovers = True
         return self.file
 
     # --- Reading. ----------------------------------------------------------------------------------------
@@ -186,15 +190,15 @@ class Draft:
             return 0
         with self.lock:
             file = self._writable_locked(offset + size)
+            self._disturb_locked(offset)  # before the bytes change: an upload may be reading them
             file.write(offset, data)
             added = size if offset >= self.extents.end else self.extents.missing(offset, size)
-            self._disturb_locked(offset)
             self.extents.add(offset, offset + size)
             self.size = max(self.size, offset + size)
             self.mtime_ns = mtime_ns
             self.change += 1
             if self.base is None and len(self.extents) > MAX_EXTENTS:
-                self.extents = Extents((0, self.extents.end))
+                self._join_extents_locked(file)
             return added
 
     def append(self, data: Buffer, mtime_ns: int) -> int:
@@ -203,6 +207,8 @@ class Draft:
             return self.write(self.size, data, mtime_ns)
 
     def truncate(self, size: int, mtime_ns: int) -> None:
+        """Cut or lengthen. Where this cuts bytes that the committed node names, it must have been told (`OpenFiles.truncate`)."""
+        file: DurableFile | None = None
         with self.lock:
             if size == 0 and self.size:
                 # A new data file: the old one stays whole until the new content is committed.
@@ -210,8 +216,7 @@ class Draft:
                 self._disturb_locked(0)
                 self.base, self.base_limit, self.extents = None, 0, Extents()
             elif size < self.size:
-                if self.extents.end > size:
-                    self._file_locked().truncate(size)
+                file = self._file_locked() if self.extents.end > size else None
                 self._disturb_locked(size)
                 self.extents.cut(size)
                 self.base_limit = min(self.base_limit, size)
@@ -220,6 +225,15 @@ class Draft:
             self.size = size
             self.mtime_ns = mtime_ns
             self.change += 1
+            if file is not None:
+                had_leftovers, self.has_leftovers = self.has_leftovers, True  # until the tier has cut them off
+                file.truncate(size)
+                self.has_leftovers = had_leftovers
+
+    def cuts_data(self, size: int) -> bool:
+        """Whether truncating to `size` takes bytes away from the data file itself."""
+        with self.lock:
+            return 0 < size < self.extents.end and not self.inline
 
     def fill(self, base: Remote, offset: int, data: Buffer) -> None:
         """Take a gap over from the base into the data, if the base is still that one. The content stays the same."""
@@ -261,7 +275,19 @@ class Draft:
             self.abandoned.append(self.file)
         if self.data_name and not self.inline:
             self.replaced.append(self.data_name)
-        self.file, self.data_name, self.inline = None, "", False
+        self.file, self.data_name, self.inline, self.has_leftovers = None, "", False, False
+
+    def _join_extents_locked(self, file: DurableFile) -> None:
+        """Holes become stored zeros, which they are in the data file too, unless a predecessor left bytes there."""
+        joined = Extents((0, self.extents.end))
+        if self.has_leftovers:
+            gaps = sorted([(0, self.extents.start), *self.extents.gaps()], key=lambda gap: gap[1])
+            joined = self.extents
+            for offset, size in gaps[: MAX_EXTENTS // 2]:
+                for start in range(offset, offset + size, ZERO_BYTES):
+                    file.write(start, bytes(min(ZERO_BYTES, offset + size - start)))
+                joined.add(offset, offset + size)
+        self.extents = joined
 
     def _disturb_locked(self, offset: int) -> None:
         if self.watch is not None and offset < self.watch.size:

@@ -73,6 +73,11 @@ class Extents:
         return sum(self._ends) - sum(self._starts)
 
     @property
+    def start(self) -> int:
+        """The first byte held; 0 if there is none."""
+        return self._starts[0] if self._starts else 0
+
+    @property
     def end(self) -> int:
         """One past the last byte held; 0 if there is none."""
         return self._ends[-1] if self._ends else 0

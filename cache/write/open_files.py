@@ -15,6 +15,7 @@ from ...errors import DirtyDataMissing, TierError
 from ...tiers.durable import DurableTier
 from ...tiers.understore import Buffer
 from .drafts import Draft, Pieces, Snapshot, Watch, draft_of
+from .extents import Extents
 from .ledger import Ledger, Step
 from .nodes import Node
 from .operations import Operations
@@ -52,7 +53,7 @@ class OpenFile:
         self._files.written(self.draft, self.draft.append(data, self._files.operations.now_ns()))
 
     def truncate(self, size: int) -> None:
-        self.draft.truncate(size, self._files.operations.now_ns())
+        self._files.truncate(self.draft, size)
 
     def sync(self) -> None:
         """Return when everything written through any handle of this file is durable (fsync, close)."""
@@ -97,6 +98,13 @@ class OpenFiles:
         with self.ledger.locked():
             draft.buffered_bytes += added_bytes
             self.buffered_bytes += added_bytes
+
+    def truncate(self, draft: Draft, size: int) -> None:
+        """Cut or lengthen a file. Durable bytes that are cut off leave the record first: a crash must not find it naming bytes that are gone."""
+        with draft.syncing:
+            if draft.cuts_data(size):
+                self.ledger.run(lambda step: self._commit_cut(step, draft, size))
+            draft.truncate(size, self.operations.now_ns())
 
     def sync(self, draft: Draft) -> None:
         """Make a draft durable. Raises TierFull, TierFailed, MetadataUnavailable: then it is not, and nothing acked is touched."""
@@ -185,6 +193,22 @@ class OpenFiles:
             step.drop_inline.append(node.data)
             return None
         return node.data
+
+    def _commit_cut(self, step: Step, draft: Draft, size: int) -> None:
+        node = self.ledger.state.by_id.get(draft.node_id)
+        if node is None or node.inline or node.data != draft.data_name or node.size <= size:
+            return
+        extents = Extents(node.extents)
+        if extents.end <= size:
+            return
+        extents.cut(size)
+        now_ns = self.operations.now_ns()
+        step.put(
+            msgspec.structs.replace(
+                node, size=size, extents=extents.flat(), base_limit=min(node.base_limit, size), mtime_ns=now_ns, ctime_ns=now_ns,
+                generation=node.generation + 1, dirty_since_ns=node.dirty_since_ns or now_ns, writer=self.operations.writer,
+            )
+        )  # fmt: skip
 
     def _load_inline(self, name: str) -> bytes:
         data = self.ledger.inline(name)
