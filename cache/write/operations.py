@@ -21,6 +21,9 @@ from .ledger import Step
 from .nodes import EMPTY, ROOT_ID, Doomed, Kind, Node, Remote
 from .state import Below, State
 
+# The longest object key of S3. What could never reach the bucket is refused when it is made, and not acked.
+KEY_BYTES = 1024
+
 _random = random.SystemRandom()
 
 
@@ -86,6 +89,7 @@ class Operations:
 
     def create(self, step: Step, state: State, path: bytes, attributes: Attributes, shown: Shown) -> Node:
         """A new, empty file that no record knows yet. Raises FileExistsError."""
+        _refuse_long(state, path)
         parent, name = self._parent(step, state, path)
         covers = self._free_slot(state, parent, name, shown)
         node = self._new(state, parent, name, Kind.FILE, attributes, covers=covers)
@@ -104,6 +108,7 @@ class Operations:
         return node
 
     def mkdir(self, step: Step, state: State, path: bytes, attributes: Attributes, shown: Shown) -> Node:
+        _refuse_long(state, path + b"/")
         parent, name = self._parent(step, state, path)
         covers = self._free_slot(state, parent, name, shown)
         # Opaque: there is nothing to show through, and so nothing to be asked for what is made in it. See `Retirement`.
@@ -116,6 +121,7 @@ class Operations:
     def symlink(
         self, step: Step, state: State, path: bytes, target: bytes, attributes: Attributes, shown: Shown
     ) -> Node:
+        _refuse_long(state, path)
         parent, name = self._parent(step, state, path)
         covers = self._free_slot(state, parent, name, shown)
         node = self._new(
@@ -187,6 +193,7 @@ class Operations:
         """Move a name onto another; the file node that was replaced, if one was. Raises what rename(2) says.
 
         A folder must be replaced by a folder, and an empty one (the caller has seen that the listing shows nothing in it).
+        Raises OSError ENAMETOOLONG also where something below would get too long a key, as far as that is known.
         """
         if new.startswith(old + b"/"):
             raise OSError(errno.EINVAL, "a folder cannot be moved into itself", os.fsdecode(new))
@@ -194,6 +201,8 @@ class Operations:
         new_parent, new_name = self._parent(step, state, new)
         self._live(state, old_parent, old_name, shown_old, old)
         source = self.node_at(step, state, old, shown_old)
+        if len(new) > len(old):
+            _refuse_long(state, new, _longest_below(state, source))
         try:
             victim = self._live(state, new_parent, new_name, shown_new, new)
             victim_is_folder = isinstance(shown_new, ListedFolder) or (
@@ -343,6 +352,22 @@ class Operations:
         if known is None or known.etag != etag:
             recheck = known is not None and known.recheck
             step.put(Doomed(key, etag, self.now_ns(), recheck=recheck, writer=self.writer))
+
+
+def _refuse_long(state: State, path: bytes, below: int = 0) -> None:
+    if len(state.prefix) + len(path) + below > KEY_BYTES:
+        raise OSError(errno.ENAMETOOLONG, f"object keys have at most {KEY_BYTES} bytes", os.fsdecode(path))
+
+
+def _longest_below(state: State, node: Node) -> int:
+    """How many bytes the longest key below a folder adds to its path, as far as nodes tell."""
+    if node.kind != Kind.DIRECTORY:
+        return 0
+    lengths = {node.id: 1}
+    for child in state.below(node):
+        if child.kind != Kind.WHITEOUT:
+            lengths[child.id] = lengths[child.parent] + len(child.name) + (child.kind == Kind.DIRECTORY)
+    return max(lengths.values())
 
 
 def _missing(path: bytes) -> FileNotFoundError:

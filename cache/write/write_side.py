@@ -296,6 +296,8 @@ class WriteSide:
             draft = self.files.drafts.get(node.id)
             if draft is not None and mtime_ns is not None:
                 draft.mtime_ns = mtime_ns
+            if mtime_ns is not None:
+                self.state.touched.pop(node.id, None)
             return self.operations.change(
                 step, node, **{name: value for name, value in given.items() if value is not None}
             )

@@ -62,6 +62,7 @@ class Writeback:
     running: dict[object, asyncio.Task[None]] = field(default_factory=dict)
     _pauses: int = 0
     _next_retirement: float = 0.0
+    _next_pruning: float = 0.0
     _loop: asyncio.AbstractEventLoop | None = None
     _event: asyncio.Event = field(default_factory=asyncio.Event)
     _woken: bool = False
@@ -128,6 +129,8 @@ class Writeback:
         if free <= 0:
             return
         with self.ledger.locked() as state:
+            if self.failures:
+                self._forget_failures_locked(now)
             attempts = [a for a in state.attempts.values() if a.nonce not in self.uploads.active][:free]
             nodes = self._choose_nodes_locked(free, now)
             doomed: list[Doomed] = []
@@ -149,6 +152,26 @@ class Writeback:
             self._task(group, "retirement", self.retirement.run)
         for entry in doomed:
             self._task(group, b"d" + entry.key, lambda entry=entry: self.deletions.delete(entry))  # type: ignore[misc]
+
+    def _forget_failures_locked(self, now: float) -> None:
+        """What was renamed, deleted or settled meanwhile is nobody's failure any more."""
+        if now < self._next_pruning:
+            return
+        self._next_pruning = now + RETIRE_S
+        state = self.ledger.state
+        known: dict[object, Failure] = {}
+        for what, failure in self.failures.items():
+            if isinstance(what, int):
+                kept = what in state.dirty
+            elif isinstance(what, tuple):
+                kept = what[1] in state.dirty
+            elif isinstance(what, bytes):
+                kept = what[1:] in state.doomed
+            else:
+                kept = not (isinstance(what, str) and what.startswith("a")) or what[1:] in state.attempts
+            if kept or what in self.running:
+                known[what] = failure
+        self.failures = known
 
     def _choose_nodes_locked(self, free: int, now: float) -> list[tuple[int, bool]]:
         state = self.ledger.state

@@ -443,3 +443,47 @@ async def test_records_go_once_the_listing_has_caught_up(tmp_path: Path) -> None
     expected: dict[bytes, bytes | str] = {b"d/f%d" % index: b"%d" % index for index in range(9)}
     assert await lab.tree() == expected | {b"d": FOLDER, b"gone": FOLDER}
     await lab.side.close()
+
+
+async def test_what_no_key_is_long_enough_for_is_refused_when_it_is_made(tmp_path: Path) -> None:
+    lab = await Lab.start(tmp_path, MultipartBucket(), b"p/")
+    deep = b"/".join([b"d" * 100] * 9)
+    for depth in range(9):
+        lab.mkdir(b"/".join([b"d" * 100] * (depth + 1)))
+    assert len(b"p/" + deep) == 910
+    lab.write(deep + b"/" + b"f" * 113, b"fits")
+    for act in (
+        lambda: lab.write(deep + b"/" + b"f" * 114, b"x"),
+        lambda: lab.mkdir(deep + b"/" + b"f" * 113),
+        lambda: lab.side.symlink(deep + b"/" + b"f" * 114, b"t", PLAIN),
+        lambda: lab.rename(deep + b"/" + b"f" * 113, deep + b"/" + b"g" * 114),
+        lambda: lab.rename(b"d" * 100, b"e" * 101),
+    ):
+        with pytest.raises(OSError, match="at most 1024 bytes"):
+            act()
+    lab.rename(b"d" * 100, b"e" * 100)
+    await lab.side.flush(timeout_s=120)
+    assert await lab.tree() == lab.bucket_tree()
+    await lab.side.close()
+
+
+async def test_failures_of_what_is_gone_are_forgotten(lab: Lab) -> None:
+    lab.bucket.fault = lambda kind, key: Fault.REFUSE if key.startswith("f") else None
+    lab.write(b"f", b"x")
+    lab.mkdir(b"fd")
+    await until(lambda: len(lab.side.status().failures) == 2)
+    lab.rename(b"f", b"g")
+    lab.rmdir(b"fd")
+    lab.bucket.fault = lambda kind, key: None
+    lab.side.writeback.retry_now()
+    await lab.side.flush(timeout_s=120)
+    await until(lambda: not lab.side.writeback.failures)
+
+
+async def test_the_time_that_a_folder_was_given_stays(lab: Lab) -> None:
+    lab.mkdir(b"d")
+    lab.write(b"d/f", b"x")
+    assert lab.side.state.touched
+    node = lab.side.set_attributes(b"d", mtime_ns=1_000_000_000)
+    assert node.mtime_ns == 1_000_000_000
+    assert node.id not in lab.side.state.touched
