@@ -8,7 +8,9 @@ Invariants:
 - every request is answered exactly once, whatever the handler does (FORGETs have no answer);
 - a reply that the kernel did not take (the asker is gone) is taken back, so that lookup counts stay exact;
 - at most `max_inflight` coroutines run, at most `max_waiting` exist; beyond that EAGAIN;
-- INTERRUPT cancels the coroutine, which answers EINTR; for an unknown request it answers EAGAIN, and the kernel asks again if
+- INTERRUPT cancels the coroutine if it still waits a second later, and it answers EINTR. Programs do not expect that of
+  most calls on files, and the kernel asks for it at every signal that is handled (timers of git, of Go's runtime): so only a
+  store that does not answer ends that way. For an unknown request it answers EAGAIN, and the kernel asks again if
   the request still lives. So it does not matter which thread sees which first;
 - threads end only when the device says ENODEV (unmounted, or aborted) or is at its end.
 """
@@ -54,6 +56,8 @@ MAX_BACKGROUND = 64
 CONGESTION = 48
 # A device that fails without ENODEV this often in a row will not get better.
 _READ_FAILURES_MAX = 100
+# How long a request that was interrupted may go on.
+INTERRUPT_PATIENCE_S = 1.0
 # Errors of a reply that mean that nobody waits for it: ENOENT, the asker was interrupted; ENODEV and EPIPE, the mount is gone.
 _GONE = frozenset({errno.ENOENT, errno.ENODEV, errno.EPIPE})
 
@@ -304,7 +308,7 @@ class Lane:
         waiting = self._waiting.get(unique)
         if waiting is None:
             return errno.EAGAIN
-        self._call_loop(self._cancel, waiting)
+        self._call_loop(self._loop.call_later, INTERRUPT_PATIENCE_S, self._cancel, waiting)
         return None
 
     @staticmethod

@@ -387,8 +387,16 @@ class Writing:
         return self._in_pool(work) if self._is_far else work()
 
     async def _in_pool(self, work: Callable[[], T]) -> T:
-        """Run what blocks on the disk. Its end is awaited even when nobody waits any more, because it cannot be taken back."""
-        return await asyncio.shield(asyncio.get_running_loop().run_in_executor(self._pool, work))
+        """Run what blocks on the disk. A signal does not end the wait: a change that is made anyway must not be answered EINTR."""
+        future = asyncio.get_running_loop().run_in_executor(self._pool, work)
+        while True:
+            try:
+                return await asyncio.shield(future)
+            except asyncio.CancelledError:
+                task = asyncio.current_task()
+                if future.cancelled() or task is None:
+                    raise
+                task.uncancel()
 
     def _path(self, parent: int, name: bytes) -> bytes:
         if len(name) > 255:

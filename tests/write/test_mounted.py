@@ -245,6 +245,36 @@ def test_mmap_writes_are_kept(mount_it: MountIt, bucket: MultipartBucket) -> Non
     assert path.read_bytes()[100_000:100_005] == b"hello"
 
 
+SIGNALLED = """
+import errno, mmap, os, signal, sys
+root = sys.argv[1]
+signal.signal(signal.SIGALRM, lambda *_: None)
+signal.setitimer(signal.ITIMER_REAL, 0.001, 0.001)
+def uninterrupted(work, *arguments):
+    try:
+        work(*arguments)
+    except InterruptedError:
+        sys.exit(f"{work.__name__} was interrupted")
+file = open(root + "/f", "w+b")
+file.truncate(1 << 20)
+mapped = mmap.mmap(file.fileno(), 0)
+for turn in range(60):
+    mapped[turn] = 1
+    uninterrupted(mapped.flush)
+    uninterrupted(os.mkdir, root + "/d")
+    uninterrupted(os.rename, root + "/d", root + "/e")
+    uninterrupted(os.rmdir, root + "/e")
+signal.setitimer(signal.ITIMER_REAL, 0)
+"""
+
+
+def test_a_change_that_is_made_is_not_answered_as_interrupted(mount_it: MountIt) -> None:
+    """Programs expect EINTR of no call that changes names: one that was made would be made again, and fail."""
+    mount = mount_it()
+    subprocess.run([sys.executable, "-c", SIGNALLED, str(mount.path)], check=True, timeout=180)
+    assert os.listdir(mount.path) == ["f"]
+
+
 def test_appends_of_processes_do_not_overwrite_each_other(mount_it: MountIt) -> None:
     path = mount_it().path / "log"
     path.touch()
