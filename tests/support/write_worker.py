@@ -117,7 +117,8 @@ def perform(side: WriteSide, words: list[str]) -> None:
         offset = file.size if action == "append" else 0
         for start in range(0, len(data), 300_000):
             file.write(offset + start, data[start : start + 300_000])
-        file.sync()
+        if int(words[2]) % 2:
+            file.sync()  # in every other case `close` alone must be as good
         file.release()
 
 
