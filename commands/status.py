@@ -8,6 +8,7 @@ import argparse
 import sys
 import time
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from .. import amounts, config
@@ -18,6 +19,7 @@ from . import frame
 
 WATCH_INTERVAL_S = 2.0
 ANSWER_TIMEOUT_S = 5.0
+ASKED_AT_ONCE = 64
 _CLEAR = "\x1b[H\x1b[2J"
 
 
@@ -54,10 +56,12 @@ def collect(wanted: str | None, settings: config.Settings) -> dict[str, list[dic
     else:
         entries = registry.entries()
     answers: dict[str, list[dict[str, Any]]] = {"mounts": [], "holders": []}
-    for entry in entries:
-        answers["mounts" if entry.role == "mount" else "holders"].append(_ask(entry))
-    if wanted is None:
-        answers["mounts"] += _dead_mounts({entry.mountpoint for entry in entries})
+    # All at once, so that those that hang cost one time-out together.
+    with ThreadPoolExecutor(max(min(len(entries), ASKED_AT_ONCE), 1)) as threads:
+        for entry, answer in zip(entries, threads.map(_ask, entries), strict=True):
+            answers["mounts" if entry.role == "mount" else "holders"].append(answer)
+        if wanted is None:
+            answers["mounts"] += _dead_mounts({entry.mountpoint for entry in entries}, threads)
     return answers
 
 
@@ -81,11 +85,13 @@ def _ask(entry: registry.Entry) -> dict[str, Any]:
         control.close()
 
 
-def _dead_mounts(served: set[str | None]) -> list[dict[str, Any]]:
+def _dead_mounts(served: set[str | None], threads: ThreadPoolExecutor) -> list[dict[str, Any]]:
     """Mounts of ours that nobody in the registry serves, and that do not answer: their process died."""
     from ..fuse_mount.mount_table import mounts
     from ..fuse_mount.mountpoint import probe
 
+    found = [mount for mount in mounts() if mount.is_forebay and mount.mountpoint not in served]
+    states = threads.map(lambda mount: probe(mount.mountpoint), found)
     return [
         {
             "id": mount.mountpoint,
@@ -96,11 +102,9 @@ def _dead_mounts(served: set[str | None]) -> list[dict[str, Any]]:
             "state": state,
             "reason": f"its process has died or hangs: forebay umount {mount.mountpoint}",
         }
-        for mount in mounts()
-        if mount.is_forebay
-        and mount.mountpoint not in served
         # One that answers belongs to another user, or to a process with another runtime folder.
-        and (state := probe(mount.mountpoint)) != "alive"
+        for mount, state in zip(found, states, strict=True)
+        if state != "alive"
     ]
 
 
@@ -188,22 +192,40 @@ def _writes(write: Mapping[str, Any] | None) -> list[str]:
     """What was written and is on its way to the bucket."""
     if write is None:
         return []
-    counts = write["counts"]
+    counts, waits = write["counts"], write["waits"]
     if write["dirty_files"] or write["doomed"]:
         dirty = f"{amounts.format_count(write['dirty_files'])} files ({amounts.format_size(write['dirty_bytes'])}) not in the bucket yet"
         if write["oldest_age_s"]:
             dirty += f", the oldest for {amounts.format_duration(round(write['oldest_age_s'], 1))}"
         if write["doomed"]:
             dirty += f", {amounts.format_count(write['doomed'])} objects to delete"
+        if write["uploading"]:
+            dirty += f", {amounts.format_count(write['uploading'])} being sent"
     else:
         dirty = "all in the bucket"
-    sent = f"{amounts.format_count(counts['files'])} files sent ({amounts.format_size(counts['sent_bytes'])})"
-    lines = [f"  writes  {dirty}; {sent}, {write['tier']}"]
+    lines = [f"  writes  {dirty}"]
+    sent = f"{amounts.format_count(counts['files'])} files ({amounts.format_size(counts['sent_bytes'])})"
+    if counts["copied_bytes"]:
+        sent += f", {amounts.format_size(counts['copied_bytes'])} copied by the store"
+    if write["deleted"]:
+        sent += f", {amounts.format_count(write['deleted'])} objects deleted"
+    lines.append(f"  sent    {sent}")
+    room = write["tier_free_bytes"]
+    free = f", {amounts.format_size(room)} free" if room is not None else ", which does not say how much room it has"
+    kept = f"{amounts.format_size(write['dirty_bytes'] + write['held_bytes'])} in {write['tier']}{free}"
+    lines.append(f"  kept    {kept}; records in {write['records']}")
+    if waits["count"]:
+        waited = f"{amounts.format_count(waits['count'])} writes waited for room, {amounts.format_duration(round(waits['seconds'], 1))} together"
+        if waits["refused"]:
+            waited += f", {amounts.format_count(waits['refused'])} of them in vain (ENOSPC)"
+        lines.append(f"  waits   {waited}" + (f"; {waits['now']} wait now" if waits["now"] else ""))
     if counts["conflicts"]:
         lines.append(f"  writes  {counts['conflicts']} conflicts with changes by others (see the log)")
     if write["paused"]:
         lines.append(f"  writes  waiting: {write['paused']}")
     lines += [f"  failure {failure}" for failure in write["failures"][:3]]
+    if len(write["failures"]) > 3:
+        lines.append(f"  failure and {len(write['failures']) - 3} more: forebay writeback list")
     return lines
 
 

@@ -73,6 +73,30 @@ def _by_kind(part: str, field: str) -> Callable[[Mapping[str, Any]], Iterator[Sa
     return read
 
 
+def _write(*path: str) -> Callable[[Mapping[str, Any]], Iterator[Sample]]:
+    """A number of the write side; nothing for a mount that only reads, or where it is not known."""
+
+    def read(status: Mapping[str, Any]) -> Iterator[Sample]:
+        found: Any = status["write"]
+        for name in path:
+            if found is not None:
+                found = found[name]
+        if found is not None:
+            yield (), float(found)
+
+    return read
+
+
+def _write_paused(status: Mapping[str, Any]) -> Iterator[Sample]:
+    if status["write"] is not None:
+        yield (), float(bool(status["write"]["paused"]))
+
+
+def _write_failing(status: Mapping[str, Any]) -> Iterator[Sample]:
+    if status["write"] is not None:
+        yield (), float(len(status["write"]["failures"]))
+
+
 _TIER = ("tier", "folder")
 TABLE = (
     Row("forebay_reads_total", "counter", "Reads, by where they were answered from", ("from",),
@@ -104,6 +128,29 @@ TABLE = (
     Row("forebay_store_read_bytes_total", "counter", "Bytes that the object store sent", ("store",), _store("bytes_read")),
     Row("forebay_store_corrupt_answers_total", "counter", "Answers of the object store that could not be right", ("store",), _store("corrupt_answers")),
     Row("forebay_store_down", "gauge", "1 while the object store is known to be unreachable", ("store",), _store("down_since_s")),
+    Row("forebay_write_dirty_bytes", "gauge", "Bytes in the write tier that are not in the bucket yet", (), _write("dirty_bytes")),
+    Row("forebay_write_dirty_files", "gauge", "Files, folders and links that wait for the bucket", (), _write("dirty_files")),
+    Row("forebay_write_dirty_limit_bytes", "gauge", "Dirty bytes at which writers wait (max-dirty-size)", (), _write("dirty_limit_bytes")),
+    Row("forebay_write_oldest_dirty_seconds", "gauge", "How long the oldest of them has waited, 0 if there is none", (), _write("oldest_age_s")),
+    Row("forebay_write_buffered_bytes", "gauge", "Bytes written since the last fsync or close of their files", (), _write("buffered_bytes")),
+    Row("forebay_write_held_bytes", "gauge", "Bytes in the write tier that are in the bucket too, kept for reading", (), _write("held_bytes")),
+    Row("forebay_write_open_files", "gauge", "Files that are open", (), _write("open_files")),
+    Row("forebay_write_deletions_waiting", "gauge", "Objects that are still to be deleted", (), _write("doomed")),
+    Row("forebay_write_uploads_in_flight", "gauge", "Uploads under way", (), _write("uploading")),
+    Row("forebay_write_uploaded_files_total", "counter", "Objects uploaded and verified", (), _write("counts", "files")),
+    Row("forebay_write_uploaded_bytes_total", "counter", "Bytes sent to the bucket", (), _write("counts", "sent_bytes")),
+    Row("forebay_write_copied_bytes_total", "counter", "Bytes copied by the bucket itself", (), _write("counts", "copied_bytes")),
+    Row("forebay_write_deleted_objects_total", "counter", "Objects deleted", (), _write("deleted")),
+    Row("forebay_write_evicted_bytes_total", "counter", "Uploaded bytes given up in the write tier to make room", (), _write("evicted_bytes")),
+    Row("forebay_write_failures_total", "counter", "Uploads and deletions that failed and are tried again, by kind of error", ("kind",), _by_kind("write", "failed")),
+    Row("forebay_write_failing", "gauge", "Files and objects whose last try failed (100 at most)", (), _write_failing),
+    Row("forebay_write_conflicts_total", "counter", "Objects that others had changed or made meanwhile", (), _write("counts", "conflicts")),
+    Row("forebay_write_paused", "gauge", "1 while all writeback waits because the bucket does not answer", (), _write_paused),
+    Row("forebay_write_waits_total", "counter", "Writes that had to wait for room", (), _write("waits", "count")),
+    Row("forebay_write_wait_seconds_total", "counter", "How long they waited together", (), _write("waits", "seconds")),
+    Row("forebay_write_refused_total", "counter", "Writes that got ENOSPC after waiting", (), _write("waits", "refused")),
+    Row("forebay_write_tier_total_bytes", "gauge", "Size of the file system or pool of the write tier", (), _write("tier_total_bytes")),
+    Row("forebay_write_tier_free_bytes", "gauge", "What is free of it", (), _write("tier_free_bytes")),
     Row("forebay_mount_errors_total", "counter", "Requests of the kernel that failed, by errno", ("errno",), _by_kind("mount", "errors")),
     Row("forebay_jobs_running", "gauge", "Prefetches under way", (), lambda status: iter([((), sum(j["state"] == "running" for j in status["jobs"]))])),
     Row("forebay_up_seconds", "gauge", "How long the process has served", (), lambda status: iter([((), status["up_s"])])),

@@ -21,7 +21,6 @@ import os
 import secrets
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from types import TracebackType
 
 from ...errors import BaseGone, Incomplete, MetadataTooLarge, ObjectChanged, ObjectNotFound, TierFull
@@ -41,8 +40,9 @@ from .recovery import Recovered, recover
 from .relocation import Relocation
 from .retirement import Listing, Retirement
 from .state import Below, State
+from .status import RoomWatch, Waits, Whereabouts, WriteStatus
 from .tier_mark import mark_tier
-from .uploads import ReadBase, UploadCounts, Uploads
+from .uploads import ReadBase, Uploads
 from .writeback import Writeback
 from .writers import Writers
 
@@ -51,43 +51,6 @@ logger = logging.getLogger(__name__)
 # What files and folders of the listing are taken to have, unless the mount says otherwise.
 LISTED_FILE = Attributes(0o644, 0, 0)
 LISTED_FOLDER = Attributes(0o755, 0, 0)
-
-
-@dataclass(frozen=True, slots=True)
-class WriteStatus:
-    """What `forebay status` shows. Rates are for the one who asks twice. `oldest_age_s` is 0 when nothing is dirty."""
-
-    tier: str
-    records: str
-    dirty_files: int
-    dirty_bytes: int
-    buffered_bytes: int
-    held_bytes: int
-    oldest_age_s: float
-    doomed: int
-    running: int
-    open_files: int
-    failures: tuple[str, ...]
-    paused: str
-    counts: UploadCounts
-    deleted: int
-    spared: int
-
-
-@dataclass(frozen=True, slots=True)
-class Whereabouts:
-    """Where one file is durable. `state` is buffered, durable, uploading or clean; `key` is where it is or will be."""
-
-    path: bytes
-    state: str
-    size: int
-    dirty_since_ns: int
-    stored_bytes: int
-    stored_in: str
-    key: bytes
-    etag: str
-    sent_bytes: int
-    failure: str
 
 
 class WriteSide:
@@ -143,6 +106,8 @@ class WriteSide:
             self.ledger, self.uploads, self.deletions, self.relocation, self.retirement, self.options, now_ns,
             self._sync_open, self._writer_count,
         )  # fmt: skip
+        self.room = RoomWatch(tier)
+        self.waits = Waits()
         self._other_keys_read = keys_read
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -176,6 +141,7 @@ class WriteSide:
                 recovered.dirty_files, recovered.dirty_bytes, recovered.doomed, recovered.attempts,
             )  # fmt: skip
         self._tasks.append(asyncio.create_task(self.writeback.run(), name="writeback"))
+        self._tasks.append(asyncio.create_task(self.room.run(), name="room of the write tier"))
         return recovered
 
     async def close(self) -> None:
@@ -336,16 +302,23 @@ class WriteSide:
 
     async def wait_for_room(self, size: int) -> None:
         """Hold a writer until there is room. Raises TierFull after `dirty_wait_s`."""
-        deadline = time.monotonic() + self.options.dirty_wait_s
-        while not self.has_room(size):
-            if time.monotonic() >= deadline:
-                raise TierFull(
-                    f"{self.state.dirty_bytes} bytes in {len(self.state.dirty)} files wait for the bucket, "
-                    f"and none left within {self.options.dirty_wait_s:g} s",
-                    remedy=self.writeback.paused_reason or "raise --max-dirty-size or wait for the writeback",
-                )
-            self.writeback.wake()
-            await self.writeback.changed()
+        began = time.monotonic()
+        self.waits.count += 1
+        self.waits.now += 1
+        try:
+            while not self.has_room(size):
+                if time.monotonic() - began >= self.options.dirty_wait_s:
+                    self.waits.refused += 1
+                    raise TierFull(
+                        f"{self.state.dirty_bytes} bytes in {len(self.state.dirty)} files wait for the bucket, "
+                        f"and none left within {self.options.dirty_wait_s:g} s",
+                        remedy=self.writeback.paused_reason or "raise --max-dirty-size or wait for the writeback",
+                    )
+                self.writeback.wake()
+                await self.writeback.changed()
+        finally:
+            self.waits.now -= 1
+            self.waits.seconds += time.monotonic() - began
 
     async def fetch(self, file: OpenFile, offset: int, size: int) -> Buffer:
         """Read a range, fetching what must come from the base version. Raises StoreError kinds, BaseGone."""
@@ -404,18 +377,26 @@ class WriteSide:
                 self.writeback.urgent.difference_update(left)
 
     def status(self) -> WriteStatus:
+        room = self.room.room
         with self.ledger.locked() as state:
             oldest = min((state.by_id[i].dirty_since_ns for i in list(state.dirty)[:1000]), default=0)
             return WriteStatus(
                 tier=self.tier.label, records=self.records.label,
                 dirty_files=len(state.dirty), dirty_bytes=state.dirty_bytes,
+                dirty_limit_bytes=self.options.max_dirty_bytes,
                 buffered_bytes=self.files.buffered_bytes, held_bytes=state.held_bytes,
                 oldest_age_s=max(self._now_ns() - oldest, 0) / 1e9 if oldest else 0.0,
-                doomed=len(state.doomed), running=len(self.writeback.running), open_files=len(self.files.drafts),
+                doomed=len(state.doomed), running=len(self.writeback.running),
+                uploading=len(self.uploads.active), uploading_bytes=sum(self.uploads.uploading_bytes.values()),
+                open_files=len(self.files.drafts),
                 failures=tuple(f"{self._name(w)}: {f.reason}" for w, f in self.writeback.failures.items() if f.tries)[:100],
+                failed=dict(self.writeback.failed),
                 paused=self.writeback.paused_reason if time.monotonic() < self.writeback.paused_until else "",
                 counts=dataclasses.replace(self.uploads.counts),
-                deleted=self.deletions.deleted, spared=self.deletions.spared,
+                deleted=self.deletions.deleted, spared=self.deletions.spared, evicted_bytes=self.retirement.evicted_bytes,
+                waits=dataclasses.replace(self.waits),
+                tier_total_bytes=room.total_bytes if room is not None else None,
+                tier_free_bytes=room.free_bytes if room is not None else None,
             )  # fmt: skip
 
     def whereabouts(self, path: bytes) -> Whereabouts | None:

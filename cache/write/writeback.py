@@ -9,6 +9,7 @@ import asyncio
 import logging
 import random
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
@@ -55,6 +56,8 @@ class Writeback:
     sync_open: Callable[[int], Awaitable[None]]
     writer_count: Callable[[int], int]
     failures: dict[object, Failure] = field(default_factory=dict)
+    # How often work failed, by kind of error, since the start.
+    failed: Counter[str] = field(default_factory=Counter)
     # Nodes that somebody waits for: no delay for them, though they be open.
     urgent: set[int] = field(default_factory=set)
     paused_until: float = 0.0
@@ -256,6 +259,7 @@ class Writeback:
             self._event.set()
 
     def _failed(self, what: object, error: Exception) -> None:
+        self.failed[error.kind if isinstance(error, ForebayError) else "internal"] += 1
         tries = self.failures[what].tries + 1 if what in self.failures else 1
         if tries % LOG_EVERY == 1 and not isinstance(error, StoreUnavailable):
             logger.warning("writeback failed, and will be tried again: %s", error)
