@@ -7,7 +7,8 @@ fetches only what was never seen.
 Sizes that are part of on-disk formats:
 
     BLOCK   4 MiB    unit of fill, eviction and placement
-    CHUNK   32 KiB   unit of checksum and presence inside a block; a random 4 KiB read costs one chunk
+    CHUNK   32 KiB   unit of presence inside a block, and of checksum in a slab
+    GRAIN   4 KiB    unit of checksum in an extent file; a random 4 KiB read costs one grain
     SMALL   1 MiB    objects up to this size live in slabs, larger ones in extent files
 """
 
@@ -18,6 +19,7 @@ from functools import cached_property
 
 BLOCK_BYTES = 4 * 1024 * 1024
 CHUNK_BYTES = 32 * 1024
+GRAIN_BYTES = 4 * 1024
 SMALL_BYTES = 1024 * 1024
 DIGEST_BYTES = 16
 

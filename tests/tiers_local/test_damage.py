@@ -45,8 +45,9 @@ class Folder:
         for version in VERSIONS:
             data = content_of(version)
             for offset in range(0, version.size, CHUNK_BYTES):
-                found = self.tier.read(version, offset, 5000)
-                assert found is None or found == data[offset : offset + 5000]
+                for size in (5000, CHUNK_BYTES):
+                    found = self.tier.read(version, offset, size)
+                    assert found is None or found == data[offset : offset + size]
             found = self.tier.read(version, 0, version.size)
             assert found is None or found == data
             whole += found is not None

@@ -16,6 +16,7 @@ from forebay.tests.tiers_local import disks
 from forebay.tests.tiers_local.content import content_of, version_of
 from forebay.tests.tiers_local.policies import RandomPolicy
 from forebay.tiers.local import LocalTier, TierOptions
+from forebay.tiers.local.extent_files import BLOCK_ENTRIES_BYTES
 from forebay.tiers.local.files import OpenFile
 from forebay.tiers.version import ObjectVersion
 
@@ -226,7 +227,7 @@ def test_read_errors_are_misses_and_many_take_the_tier_out(tier: LocalTier, monk
     real = os.pread
 
     def pread(fd: int, size: int, offset: int) -> bytes:
-        if size > 4096:
+        if size > BLOCK_ENTRIES_BYTES:
             raise OSError(errno.EIO, os.strerror(errno.EIO))
         return real(fd, size, offset)
 

@@ -70,6 +70,29 @@ def test_a_stored_folder_is_read(tmp_path: Path, version: int, table: str) -> No
     tier.close()
 
 
+@pytest.mark.parametrize("version", stored_versions())
+def test_a_stored_folder_goes_on_as_the_present_format(tmp_path: Path, version: int) -> None:
+    folder = unpack(version, tmp_path)
+    tier = open_tier(folder)
+    tier.write(LARGE, 0, content_of(LARGE)[: 4 * CHUNK_BYTES])
+    tier.close()
+    assert f'"version": {FORMAT_VERSION}' in (folder / "format").read_text()
+    tier = open_tier(folder)
+    assert tier.read(LARGE, CHUNK_BYTES + 5000, 4096) == content_of(LARGE)[CHUNK_BYTES + 5000 :][:4096]
+    assert tier.cached_bytes(LARGE) == 4 * CHUNK_BYTES + 123
+    map_file = next(folder.rglob("*.map"))
+    with map_file.open("r+b") as file:
+        file.seek(4096)
+        file.write(b"x")
+    assert tier.read(LARGE, 0, CHUNK_BYTES) is None
+    assert tier.missing(LARGE, 0, LARGE.size)[0] == (0, CHUNK_BYTES)
+    tier.validate()
+    assert tier.drop(LARGE) == 3 * CHUNK_BYTES + 123
+    assert not list(folder.rglob("*.map"))
+    tier.validate()
+    tier.close()
+
+
 def test_the_format_does_not_change_by_accident(tmp_path: Path) -> None:
     stored = unpack(FORMAT_VERSION, tmp_path)
     write_sample(tmp_path / "new")

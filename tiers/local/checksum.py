@@ -1,10 +1,14 @@
 """Checksums of what a tier holds.
 
-A chunk's checksum is XXH3-64 of its bytes, seeded with the digest of the object version and the chunk's index.
-The seed makes a chunk prove where it belongs: bytes of another version, or of another place in the same object,
-do not verify, whatever mix-up put them there (a reused descriptor, a swapped file, a stale index).
+The checksum of a piece (a chunk in a slab, a grain in an extent file) is XXH3-64 of its bytes, seeded with the digest of
+the object version and the index of the piece. The seed makes a piece prove where it belongs: bytes of another version, or
+of another place in the same object, do not verify, whatever mix-up put them there (a reused descriptor, a swapped file, a
+stale index).
 
 0 means "absent" in a map, so a checksum that comes out as 0 is stored as 1.
+
+Grains are small because of random reads: verifying 4 KiB by a checksum of 32 KiB means reading 32 KiB, which took a disk
+114 µs instead of 57. Eight times as many checksums cost 40 µs more for a megabyte.
 """
 
 import struct
@@ -18,23 +22,23 @@ MASK64 = (1 << 64) - 1
 # Odd constant of the golden ratio: consecutive indexes give seeds that differ in about half of their bits.
 STEP = 0x9E3779B97F4A7C15
 
-chunk_hash = xxhash.xxh3_64_intdigest
+piece_hash = xxhash.xxh3_64_intdigest
 
 
 def seed_of(digest: bytes) -> int:
-    """The seed of chunk 0 of the object version with this digest; chunk i has `(seed + i * STEP) & MASK64`."""
+    """The seed of piece 0 of the object version with this digest; piece i has `(seed + i * STEP) & MASK64`."""
     return int.from_bytes(digest[:8], "little")
 
 
-def chunk_sums(seed: int, first: int, data: Buffer) -> list[int]:
-    """Checksums of the chunks in `data`, which starts at chunk `first`; the last one may be short."""
+def piece_sums(seed: int, first: int, data: Buffer, piece_bytes: int = CHUNK_BYTES) -> list[int]:
+    """Checksums of the pieces in `data`, which starts at piece `first`; the last one may be short."""
+    size = len(data)
+    if size <= piece_bytes:
+        return [piece_hash(data, (seed + first * STEP) & MASK64) or 1] if size else []
     view = memoryview(data)
-    size = len(view)
-    if size <= CHUNK_BYTES:
-        return [chunk_hash(view, (seed + first * STEP) & MASK64) or 1] if size else []
     return [
-        chunk_hash(view[start : start + CHUNK_BYTES], (seed + (first + i) * STEP) & MASK64) or 1
-        for i, start in enumerate(range(0, size, CHUNK_BYTES))
+        piece_hash(view[start : start + piece_bytes], (seed + (first + i) * STEP) & MASK64) or 1
+        for i, start in enumerate(range(0, size, piece_bytes))
     ]
 
 

@@ -9,15 +9,15 @@ import numpy as np
 from ..version import CHUNK_BYTES
 from .block_slots import SETTLED, BlockSlots, LoadedSlots
 from .entries import Entries
-from .extent_files import BLOCKS_PER_MAP_PAGE, HEADER_UNIT_BYTES, MAP_PAGE_BYTES, Extent, ExtentFiles
+from .extent_files import BLOCK_ENTRIES_BYTES, HEADER_UNIT_BYTES, Extent, ExtentFiles
 from .health import Health
 from .index import NOT_FOUND, block_location, block_locations, block_parts, digest_of, first_keys, key_of, unique_keys
 from .space import Space
 
 # What a file may allocate beyond its known blocks without being looked at: the file system's own blocks.
 _SLACK_BYTES = 64 * 1024
-# Odd constants to make one number of a digest and a page of its map, where a rare mix-up only costs an account a page.
-_MIX, _MIX_PAGE = 0x9E3779B97F4A7C15, 0xD6E8FEB86659FD93
+# An odd constant to make one number of a digest, where a rare mix-up only costs an account a page.
+_MIX = 0x9E3779B97F4A7C15
 
 
 class ExtentRecovery:
@@ -58,9 +58,9 @@ class ExtentRecovery:
         location = block_locations(block, numbers.astype(np.uint64), chunks)
         self._entries.restore(first, second, location, chunks.astype(np.int64) * CHUNK_BYTES)
         objects = slots["first"] ^ slots["second"] * np.uint64(_MIX)
-        pages = objects ^ (block // np.uint64(BLOCKS_PER_MAP_PAGE) + np.uint64(1)) * np.uint64(_MIX_PAGE)
         self._count = len(np.unique(objects))
-        map_bytes = HEADER_UNIT_BYTES * self._count + MAP_PAGE_BYTES * len(np.unique(pages))
+        # Too much for maps of format 1, whose entries take an eighth; never too little.
+        map_bytes = HEADER_UNIT_BYTES * self._count + BLOCK_ENTRIES_BYTES * len(objects)
         self._space.settle(0, int(slots["allocated"].sum(dtype=np.int64)) + map_bytes)
         if loaded.complete:
             return {}
@@ -127,7 +127,7 @@ class ExtentRecovery:
             np.array([block_location(block, slot, chunks)], np.uint64), np.array([chunks * CHUNK_BYTES], np.int64),
         )  # fmt: skip
         self._count += is_first
-        self._space.settle(0, allocated + MAP_PAGE_BYTES + (HEADER_UNIT_BYTES if is_first else 0))
+        self._space.settle(0, allocated + BLOCK_ENTRIES_BYTES + (HEADER_UNIT_BYTES if is_first else 0))
         return True
 
     def reclaim(self) -> int:

@@ -15,23 +15,23 @@ still wrong there is damage, and is dropped.
 import contextlib
 import os
 
+import numpy as np
+
 from ...errors import TierFull
 from ..understore import Buffer
 from ..version import BLOCK_BYTES, CHUNK_BYTES, ObjectVersion, blocks_of_range, split_by_block
 from .block_slots import SETTLED, UNSETTLED, BlockSlots
-from .checksum import chunk_sums, pack_sums
 from .direct import SMALLEST_BYTES, DirectReads, DirectWrites
 from .entries import Entries, OnEvict, Victim
-from .extent_files import BLOCK_CHUNKS, ENTRY_BYTES, MAP_PAGE_BYTES, Extent, ExtentFiles, chunks_in_block
+from .extent_files import BLOCK_ENTRIES_BYTES, ENTRY_BYTES, Extent, ExtentFiles, chunks_in_block
 from .files import OpenFile
 from .gate import Gate
 from .health import Health
 from .index import NOT_FOUND, block_location, block_parts, block_slot
 from .space import Space
 
-_ABSENT = bytes(ENTRY_BYTES)
-# Beyond the bytes themselves a write may allocate map pages and the file system's own extent blocks.
-_WRITE_SLACK_BYTES = 16 * 1024
+# Beyond the bytes themselves a write may allocate the map's entries and the file system's own extent blocks.
+_WRITE_SLACK_BYTES = BLOCK_ENTRIES_BYTES + 12 * 1024
 # And the first one of an object two folders' blocks and the header.
 _CREATE_SLACK_BYTES = 24 * 1024
 # What the file system may still count for a data file in which nothing is left (a block of its extent tree).
@@ -76,17 +76,15 @@ class Extents:
         extent = self._files.get(version.digest) or self._open(version)
         if extent is None:
             return None
-        first = offset // CHUNK_BYTES
-        count = (offset + size - 1) // CHUNK_BYTES + 1 - first
-        start = first * CHUNK_BYTES
-        length = min(count * CHUNK_BYTES, version.size - start)
+        grain_bytes = extent.grain_bytes
+        first = offset // grain_bytes
+        count = (offset + size - 1) // grain_bytes + 1 - first
+        start = first * grain_bytes
+        length = min(count * grain_bytes, version.size - start)
         sums = extent.sums(first, count)
         data = self._read_data(extent, start, length)
-        if pack_sums(chunk_sums(extent.seed, first, data)) != sums or len(data) != length:
-            repaired = self._examine(version, first, count, sums)
-            if repaired is None:
-                return None
-            data = repaired
+        if extent.sums_of(first, data) != sums or len(data) != length:
+            return self._examine(version, offset, size, is_absent=_has_absent(sums, count))
         if length == size:
             return data
         return memoryview(data)[offset - start : offset - start + size]
@@ -123,10 +121,8 @@ class Extents:
             if extent is None:
                 add(first, last)
                 continue
-            sums = extent.sums(first, last - first).ljust(ENTRY_BYTES * (last - first), b"\0")
-            for i, value in enumerate(memoryview(sums).cast("Q")):
-                if value == 0:
-                    add(first + i, first + i + 1)
+            for chunk in np.flatnonzero(~extent.present(first, last - first)).tolist():
+                add(first + chunk, first + chunk + 1)
         return found
 
     def block_bytes(self, version: ObjectVersion) -> list[tuple[int, int]]:
@@ -190,6 +186,7 @@ class Extents:
             slot = self._slots.take()
             self._slots.put(slot, digest, block, 0, 0, UNSETTLED)
             extent = self._files.open_locked(digest) or self._create_locked(version)
+            self._begin_locked(extent, block)
             grown = self._write_chunks_locked(extent, first, piece)
             chunks = extent.count(block)
             self._slots.put(slot, digest, block, chunks, grown, SETTLED)
@@ -204,7 +201,7 @@ class Extents:
         """More chunks of a block that has some. Those stay if this fails."""
         extent = self._files.open_locked(version.digest)
         count = -(-len(piece) // CHUNK_BYTES)
-        if extent is None or not _has_absent(extent.sums(first, count), count):
+        if extent is None or extent.present(first, count).all():
             return
         before = self._entries.location(row)
         slot, chunks = block_slot(before), block_parts(before)[1]
@@ -226,11 +223,18 @@ class Extents:
             written = self._direct.write(extent.data, piece, first * CHUNK_BYTES)
             if written < len(piece):
                 extent.data.write_at([piece[written:]], first * CHUNK_BYTES + written)
-            extent.set_sums(first, pack_sums(chunk_sums(extent.seed, first, piece)))
+            extent.add(first, piece)
         finally:
             data_after = extent.data.allocated()
             self._space.settle(0, data_after - data_before + extent.map.allocated() - map_before)
         return data_after - data_before
+
+    def _begin_locked(self, extent: Extent, block: int) -> None:
+        before = extent.map.allocated()
+        try:
+            extent.begin(block)
+        finally:
+            self._space.settle(0, extent.map.allocated() - before)
 
     def _create_locked(self, version: ObjectVersion) -> Extent:
         extent = self._files.create_locked(version)
@@ -293,37 +297,48 @@ class Extents:
                 self._health.found_corrupt(f"the files of {version.key!r} are gone or their map is damaged")
             return extent
 
-    def _examine(self, version: ObjectVersion, first: int, count: int, seen: bytes) -> bytes | None:
-        """A read did not verify: the bytes if it was a race, None if some are absent or were damaged (and are dropped)."""
-        blocks = range(first // BLOCK_CHUNKS, (first + count - 1) // BLOCK_CHUNKS + 1)
-        if _has_absent(seen, count) and not any(self._is_full(version, block) for block in blocks):
+    def _examine(self, version: ObjectVersion, offset: int, size: int, *, is_absent: bool) -> bytes | None:
+        """A read did not verify: its bytes if it was a race, None if some are absent or were damaged (and are dropped).
+
+        `is_absent`: the read saw that something of the range is not here."""
+        blocks = blocks_of_range(offset, size)
+        if is_absent and not any(self._is_full(version, block) for block in blocks):
             return None  # the plain miss of a block that is only partly here
         with self._gate as is_open, self._files.lock(version.digest):
             extent = self._files.open_locked(version.digest) if is_open else None
             if extent is None:
                 return None
-            start = first * CHUNK_BYTES
+            first_chunk = offset // CHUNK_BYTES
+            count = (offset + size - 1) // CHUNK_BYTES + 1 - first_chunk
+            start = first_chunk * CHUNK_BYTES
             length = min(count * CHUNK_BYTES, version.size - start)
-            sums = extent.sums(first, count).ljust(ENTRY_BYTES * count, b"\0")
             data = os.pread(extent.data.fd, length, start)
-            actual = pack_sums(chunk_sums(extent.seed, first, data.ljust(length, b"\0")))
-            if actual == sums and len(data) == length:
-                return data
-            damaged = []
-            for i in range(count):
-                entry = sums[ENTRY_BYTES * i : ENTRY_BYTES * (i + 1)]
-                cut_off = len(data) < min((i + 1) * CHUNK_BYTES, length)
-                if entry != _ABSENT and (cut_off or entry != actual[ENTRY_BYTES * i : ENTRY_BYTES * (i + 1)]):
-                    damaged.append(first + i)
+            damaged = self._damaged(extent, first_chunk, data.ljust(length, b"\0"), len(data))
+            if not damaged and len(data) == length and extent.present(first_chunk, count).all():
+                return data[offset - start : offset - start + size]
             if len(data) < length:
                 os.ftruncate(extent.data.fd, version.size)
             for chunk in damaged:
-                extent.set_sums(chunk, _ABSENT)
+                extent.take_out(chunk, 1)
             for block in blocks:
                 self._recount_locked(extent, block)
         if damaged:
             self._health.found_corrupt(f"{len(damaged)} chunks of {version.key!r}", len(damaged))
         return None
+
+    @staticmethod
+    def _damaged(extent: Extent, first_chunk: int, data: bytes, read_bytes: int) -> list[int]:
+        """The chunks with an entry that does not fit `data`, of which the file had the first `read_bytes`."""
+        per_chunk = CHUNK_BYTES // extent.grain_bytes
+        first = first_chunk * per_chunk
+        actual = memoryview(extent.sums_of(first, data)).cast("Q")
+        sums = memoryview(extent.sums(first, len(actual)).ljust(ENTRY_BYTES * len(actual), b"\0")).cast("Q")
+        damaged = []
+        for grain, (entry, found) in enumerate(zip(sums, actual, strict=True)):
+            is_cut_off = read_bytes < min((grain + 1) * extent.grain_bytes, len(data))
+            if entry and (is_cut_off or entry != found):
+                damaged.append(first_chunk + grain // per_chunk)
+        return list(dict.fromkeys(damaged))
 
     def _is_full(self, version: ObjectVersion, block: int) -> bool:
         row = self._entries.find(version.digest, block)
@@ -353,9 +368,9 @@ class Extents:
         before = extent.allocated()
         try:
             extent.clear(block)
-            page, neighbours = extent.map_page(block)
+            offset, size, neighbours = extent.map_pages(block)
             if all(self._entries.find(extent.digest, other) == NOT_FOUND for other in neighbours):
-                extent.map.punch(page, MAP_PAGE_BYTES)
+                extent.map.punch(offset, size)
         finally:
             self._space.settle(0, extent.allocated() - before)
         if extent.data.allocated() <= _EMPTY_FILE_BYTES and not self.has_rows(extent.version):

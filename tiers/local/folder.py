@@ -30,7 +30,9 @@ from .files import OpenFile
 log = logging.getLogger(__name__)
 
 FORMAT_NAME = "forebay tier"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+# Formats that are read as they are, and go on as the present one.
+READABLE_VERSIONS = (1, FORMAT_VERSION)
 LOCK_FILE = "lock"
 FORMAT_FILE = "format"
 SLABS = "slabs"
@@ -102,12 +104,14 @@ class TierFolder:
                 f"cache folder {self.path} has format {version}, and this program knows formats up to {FORMAT_VERSION}",
                 remedy="use a newer forebay, or another folder",
             )
-        if version != FORMAT_VERSION:
+        if version not in READABLE_VERSIONS:
             if ours:
                 log.warning("the format file of cache folder %s is damaged or missing: starting afresh", self.path)
             for folder in ours:
                 shutil.rmtree(folder)
             self.blocks.unlink(missing_ok=True)
+        if version != FORMAT_VERSION:
+            # Before anything is written in it: a program that does not know the present format must refuse the folder.
             self._write_format()
         self.slabs.mkdir(exist_ok=True)
         self.extents.mkdir(exist_ok=True)
