@@ -24,6 +24,7 @@ from ..fuse_mount import mountpoint as mountpoints
 from ..fuse_mount.options import MountOptions
 from ..fuse_mount.session import GRACE_S, Mount, mount
 from ..fuse_mount.transport import READ_ONLY
+from ..fuse_mount.xattrs import cache_facts
 from . import calls, file_calls, metrics, sources
 from .control import ControlServer
 from .launch import Request
@@ -121,7 +122,7 @@ async def hold(request: Request, *, role: registry.Role, stopping: Stopping) -> 
                 stack.push_async_callback(writing.close)
                 view, kit, options = writing.view, writing.kit, mount_options(settings, read_only=False)
             service.mount = await mount(
-                view, service.cache, where, source=name.text, options=options, facts=service.facts, kit=kit
+                view, service.cache, where, source=name.text, options=options, facts=cache_facts(service.cache), kit=kit
             )
             stack.push_async_callback(_unmount, service.mount, stopping)
         service.entry = entry

@@ -6,7 +6,7 @@ The calls of the control socket and the metrics look at it; `process.py` builds 
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from dataclasses import asdict, fields
 from typing import Any
 
@@ -20,7 +20,6 @@ from ..fuse_mount.session import Mount
 from ..tiers.local import TierOptions
 from ..tiers.stores import StoreCounters
 from ..tiers.understore import UnderStore
-from ..tiers.version import ObjectVersion
 from .control import ControlServer
 from .jobs import Jobs
 from .places import Places
@@ -93,16 +92,6 @@ class Service:
     def busy(self) -> bool:
         """Whether somebody waits for an answer or a job."""
         return self.jobs.running > 0 or (self.server is not None and self.server.busy > 0)
-
-    def facts(self, version: ObjectVersion) -> Mapping[str, str]:
-        """What `user.forebay.*` attributes say of cached data."""
-        parts = self.cache.cached(version)
-        where = [name for name, size in (("ram", parts.ram_bytes), ("ssd", parts.ssd_bytes)) if size]
-        return {
-            "cached": f"{parts.fraction:.4f}",
-            "tier": "+".join(where) or "none",
-            "pinned": str(self.pins.count(version.digest)),
-        }
 
     def describe(self) -> dict[str, Any]:
         """Who we are, for whoever started us."""

@@ -21,3 +21,7 @@ class WritableXattrs(Xattrs):
         if found is None:
             raise OSError(errno.ENODATA, "no such attribute")
         return found
+
+    def names(self, ino: int) -> list[bytes]:
+        tree = self._nodes.tree_node(ino)
+        return list(tree.xattrs) if tree is not None and tree.xattrs else []

@@ -1,6 +1,9 @@
 """Extended attributes `user.forebay.*`: which version a file is, where it is stored, and how much of it is here.
 
 The view's own attributes (labels, snapshot) come first; those about content and cache are added for files.
+
+They answer to their names and are in no list, as CephFS does it with its own: programs that copy attributes (`rsync -X`,
+`tar --xattrs`, `cp --preserve=xattr`) would give them to the copies, or fail where they cannot.
 """
 
 import errno
@@ -49,7 +52,9 @@ class Xattrs:
         return found
 
     def names(self, ino: int) -> list[bytes]:
-        return list(self.all(ino))
+        """The listed ones: those that programs set; none here. Raises what the view raises for an unknown inode."""
+        self._view.node(ino)
+        return []
 
 
 def _bytes(text: str) -> bytes:

@@ -27,14 +27,16 @@ def root(mount_it: MountIt) -> Path:
 
 
 def test_what_they_say(root: Path) -> None:
-    names = os.listxattr(root / "file")
-    values = {name.removeprefix("user.forebay."): os.getxattr(root / "file", name) for name in names}
+    names = ("snapshot", "store", "key", "etag", "cached", "tier")
+    values = {name: os.getxattr(root / "file", f"user.forebay.{name}") for name in names}
     ino = (root / "file").stat().st_ino
     assert values == {
         "snapshot": b"abc", "store": b"test://store", "key": str(ino).encode(), "etag": f"etag-{ino}".encode(),
         "cached": b"0.50", "tier": b"ssd",
     }  # fmt: skip
-    assert os.listxattr(root / "folder") == ["user.forebay.snapshot"]
+    assert os.getxattr(root / "folder", "user.forebay.snapshot") == b"abc"
+    # In a list they would be copied to other files by programs that copy attributes.
+    assert os.listxattr(root / "file") == os.listxattr(root / "folder") == []
 
 
 @pytest.mark.parametrize("name", ["user.other", "user.forebay.nothing", "security.selinux", "trusted.x"])
@@ -54,7 +56,4 @@ def test_sizes(root: Path) -> None:
     exact = ctypes.create_string_buffer(12)
     assert libc.getxattr(path, name, exact, 12) == 12
     assert exact.raw == b"test://store"
-    length = libc.listxattr(path, None, 0)
-    assert length == sum(len(name) + 1 for name in os.listxattr(root / "file"))
-    assert libc.listxattr(path, small, 3) == -1
-    assert ctypes.get_errno() == errno.ERANGE
+    assert libc.listxattr(path, None, 0) == libc.listxattr(path, small, 3) == 0

@@ -196,7 +196,7 @@ def test_info_and_attributes(forebay: CommandLine, bucket: Bucket) -> None:
     assert warm["cached"]["cached_bytes"] == warm["size_bytes"] == len(data)
     assert warm["version"]["key"] == "large.bin"
     assert os.getxattr(where / "large.bin", "user.forebay.etag").decode() == warm["version"]["etag"]
-    assert os.getxattr(where / "large.bin", "user.forebay.cached") == b"1.0000"
+    assert os.getxattr(where / "large.bin", "user.forebay.cached") == b"1.000"
     folder = forebay.json("info", where / "small")
     assert folder["files"] == 30
     text = forebay.ok("info", where / "large.bin")
