@@ -48,6 +48,9 @@ def test_tour(forebay: CommandLine, s3: S3Server) -> None:
     assert "50 files" in done.stdout
     assert "images@v1" in done.stdout
     assert "complete: s3://my-bucket/images" in done.stdout
+    keys = [item["Key"] for item in client.list_objects_v2(Bucket="my-bucket", Prefix="images/runs/")["Contents"]]
+    assert "images/runs/notes.txt" in keys
+    assert not any(key.endswith(".tmp") for key in keys)
 
 
 def test_links_lead_somewhere() -> None:
