@@ -37,7 +37,7 @@ def run(args: argparse.Namespace, settings: config.Settings) -> int:
         if args.json:
             frame.emit_json(found)
         else:
-            text = "\n\n".join(describe(one, before.get(one["id"])) for one in (*found["mounts"], *found["holders"]))
+            text = "\n\n".join(_shown(one, before.get(one["id"])) for one in (*found["mounts"], *found["holders"]))
             print((_CLEAR if args.watch and sys.stdout.isatty() else "") + (text or "nothing is mounted"), flush=True)
         if not args.watch:
             return 0
@@ -75,6 +75,7 @@ def _ask(entry: registry.Entry) -> dict[str, Any]:
         "cache_folders": list(entry.cache_folders),
         "log_file": entry.log_file,
         "metrics_port": entry.metrics_port,
+        "version": entry.version,
     }
     control = Control(entry.socket, timeout_s=ANSWER_TIMEOUT_S)
     try:
@@ -106,6 +107,18 @@ def _dead_mounts(served: set[str | None], threads: ThreadPoolExecutor) -> list[d
         for mount, state in zip(found, states, strict=True)
         if state != "alive"
     ]
+
+
+def _shown(one: Mapping[str, Any], before: Mapping[str, Any] | None) -> str:
+    """`describe`, also of a process whose Forebay is another one: it goes on when this one is installed over it."""
+    try:
+        return describe(one, before)
+    except (LookupError, TypeError):
+        where = f" at {one['mountpoint']}" if one["mountpoint"] else f" ({one['role']})"
+        return (
+            f"{one['source']}{where} (process {one['pid']}) serves, but with another Forebay than this one ({one['version']})\n"
+            f"  `forebay status --json` shows what it says; the next mount uses this one"
+        )
 
 
 def describe(one: Mapping[str, Any], before: Mapping[str, Any] | None) -> str:

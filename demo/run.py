@@ -43,6 +43,15 @@ def fill(server: S3Server) -> int:
     return sum(len(data) for _, data in pictures)
 
 
+def compare(server: S3Server, checkpoint: Path) -> None:
+    """The object in the bucket is the file in the folder."""
+    key = f"{checkpoint.parent.name}/{checkpoint.name}"
+    stored = server.client().get_object(Bucket=BUCKET, Key=key)["Body"].read()
+    if stored != checkpoint.read_bytes():
+        raise SystemExit(f"s3://{BUCKET}/{key} is not what was written")
+    console.print(f"s3://{BUCKET}/{key}: {len(stored) / 1e3:.0f} kB, the same as in the folder")
+
+
 def take_down(mountpoint: Path) -> None:
     """Whatever happened: no mount and no process stays."""
     if os.path.ismount(mountpoint):
@@ -78,7 +87,8 @@ def main() -> None:
         undo.callback(shutil.rmtree, folder, ignore_errors=True)
         say("1. An object store: SeaweedFS, on this machine")
         server = undo.enter_context(s3_server(folder / "seaweedfs"))
-        shell = Shell({**server.environment, "XDG_CACHE_HOME": str(folder / "cache")})
+        homes = {"XDG_CACHE_HOME": str(folder / "cache"), "XDG_DATA_HOME": str(folder / "data")}
+        shell = Shell({**server.environment, **homes})
         size = fill(server)
         console.print(f"5,000 pictures, {size / 1e6:.1f} MB, in s3://{BUCKET}")
 
@@ -86,15 +96,18 @@ def main() -> None:
         shell("forebay", "prefetch", f"s3://{BUCKET}")
 
         say("3. Mount the bucket: a plain folder")
-        shell("forebay", "mount", f"s3://{BUCKET}", str(mountpoint), "--read-only")
+        shell("forebay", "mount", f"s3://{BUCKET}", str(mountpoint))
         undo.callback(take_down, mountpoint)
         shell("ls", str(mountpoint), str(mountpoint / "train"))
 
-        say("4. Train on it, with worker processes")
-        shell("python", "-m", "forebay.demo.train", str(mountpoint))
+        say("4. Train on it, with worker processes, and save a checkpoint after each epoch")
+        checkpoint = mountpoint / "runs" / "model.pt"
+        shell("python", "-m", "forebay.demo.train", str(mountpoint), str(checkpoint))
+        shell("forebay", "flush", str(mountpoint))
+        compare(server, checkpoint)
 
         say("5. What the cache did")
-        shell("forebay", "status")
+        shell("forebay", "status", str(mountpoint))
         say("6. Unmount, and give the space back")
         shell("forebay", "umount", str(mountpoint))
         shell("forebay", "free", f"s3://{BUCKET}")

@@ -1,10 +1,11 @@
 """A small convolutional network trained for two epochs on a folder of class folders, read by worker processes.
 
-    python -m forebay.demo.train FOLDER
+    python -m forebay.demo.train FOLDER CHECKPOINT
 
-It knows nothing of Forebay: FOLDER is a plain folder, as any training script would have it.
+It knows nothing of Forebay: FOLDER and the one of CHECKPOINT are plain folders, as any training script would have them.
 """
 
+import os
 import sys
 import time
 from pathlib import Path
@@ -43,8 +44,18 @@ def network() -> nn.Module:
     )  # fmt: skip
 
 
+def save(model: nn.Module, checkpoint: Path) -> None:
+    """Whoever loads the checkpoint finds the old one or the new one, whole: written beside it, then renamed."""
+    checkpoint.parent.mkdir(exist_ok=True)
+    beside = checkpoint.with_suffix(".tmp")
+    with beside.open("wb") as file:
+        torch.save(model.state_dict(), file)
+        os.fsync(file.fileno())
+    beside.rename(checkpoint)
+
+
 def main() -> None:
-    folder = Path(sys.argv[1])
+    folder, checkpoint = Path(sys.argv[1]), Path(sys.argv[2])
     torch.manual_seed(0)
     torch.set_num_threads(1)
     train = DataLoader(Pictures(folder / "train"), batch_size=64, shuffle=True, num_workers=WORKERS)
@@ -69,6 +80,7 @@ def main() -> None:
             f"accuracy on {total} unseen ones {right / total:.1%}",
             flush=True,
         )
+        save(model, checkpoint)
 
 
 if __name__ == "__main__":
