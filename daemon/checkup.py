@@ -240,10 +240,10 @@ def check_source(source: str, settings: config.Settings) -> Iterator[Finding]:
 
 def check_listing(source: str, settings: config.Settings) -> Finding:
     """Ask the source what a mount would ask first. Bounded by the io-timeout."""
-    from . import sources
+    from . import opening
 
     async def ask() -> str:
-        opened = await sources.open_source(source, settings, what="forebay doctor")
+        opened = await opening.open_source(source, settings, what="forebay doctor")
         try:
             return opened.name.text
         finally:

@@ -25,7 +25,7 @@ from ..fuse_mount.options import MountOptions
 from ..fuse_mount.session import GRACE_S, Mount, mount
 from ..fuse_mount.transport import READ_ONLY
 from ..fuse_mount.xattrs import cache_facts
-from . import calls, file_calls, metrics, sources
+from . import calls, file_calls, metrics, opening, sources
 from .control import ControlServer
 from .launch import Request
 from .places import places_of, tier_options
@@ -90,7 +90,7 @@ async def hold(request: Request, *, role: registry.Role, stopping: Stopping) -> 
     async with contextlib.AsyncExitStack() as stack:
         # Last on the way down: who waits for the entry to go may use the cache folder at once.
         stack.callback(lambda: registration.withdraw() if registration is not None else None)
-        source = await sources.open_source(request.source, settings, what=owner)
+        source = await opening.open_source(request.source, settings, what=owner)
         stack.push_async_callback(source.close)
         service = await stack.enter_async_context(Service.open(source, places, ram, ssd, settings, owner=owner))
         runtime = registry.create_runtime_folder()

@@ -16,7 +16,7 @@ from .. import config
 from ..errors import UsageError
 from ..tiers.understore import UnderStore
 from ..tiers.version import ObjectVersion
-from . import sources
+from . import opening, sources
 from .sources import Source
 
 MOST_OPEN: Final = 8
@@ -77,6 +77,6 @@ class Versions:
             if unused is None:
                 raise UsageError(f"{MOST_OPEN} other versions are in use here", remedy="try again later")
             await self._open.pop(unused).source.close()
-        source = await sources.open_source(text, self._settings, what=f"{text} through {self._owner}")
+        source = await opening.open_source(text, self._settings, what=f"{text} through {self._owner}")
         one = self._open[text] = _Open(source)
         return one

@@ -25,7 +25,9 @@ from ..fuse_mount.written_listing import WrittenListing
 from ..tiers.durable import DurableTier, is_rados, open_durable_tier
 from ..tiers.understore import Buffer, MultipartStore
 from ..tiers.version import ObjectVersion
-from .sources import LiveSource, Source, open_source
+from .live_source import LiveSource
+from .opening import open_source
+from .sources import Source
 
 PROGRESS_S = 0.5
 # Of `write-cache-size`: down to where uploaded data is given up once it has been passed.

@@ -13,7 +13,8 @@ from .importing import ImportProgress, ManifestOptions, ObjectName, Resolver
 from .listing import FolderEntry, Statistics
 from .locate import Location, Locator
 from .merge import Conflict, Conflicts, MergeConflict
-from .metastore import DatasetRecord, LeaseRecord, MetaStore, open_meta
+from .meta_url import open_meta
+from .metastore import DatasetRecord, LeaseRecord, MetaStore
 from .names import RefName, parse_ref
 from .object_listing import blocking
 from .relabel import LabelChange, label_place

@@ -26,7 +26,8 @@ from .history import History
 from .holds import DEFAULT_TTL_S, Hold
 from .importing import ImportProgress, ManifestImport, ManifestOptions, entries_of_listing
 from .merge import Conflicts, MergeConflict, OnConflict, merge_edits
-from .metastore import LeaseRecord, open_meta
+from .meta_url import open_meta
+from .metastore import LeaseRecord
 from .names import MAIN, not_found
 from .object_listing import ListingParser
 from .pages import PageId

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from forebay.config import Settings
-from forebay.daemon import sources, versions
+from forebay.daemon import opening, versions
 from forebay.daemon.sources import SourceName, name_of
 from forebay.daemon.versions import Versions
 from forebay.errors import RefNotFound, UsageError
@@ -30,7 +30,7 @@ class FakeSource:
 
 
 class Opened:
-    """Stands for `sources.open_source`, and remembers what it opened."""
+    """Stands for `opening.open_source`, and remembers what it opened."""
 
     def __init__(self) -> None:
         self.sources: list[FakeSource] = []
@@ -48,7 +48,7 @@ class Opened:
 @pytest.fixture
 def opened(monkeypatch: pytest.MonkeyPatch) -> Opened:
     made = Opened()
-    monkeypatch.setattr(sources, "open_source", made)
+    monkeypatch.setattr(opening, "open_source", made)
     monkeypatch.setattr(versions, "MOST_OPEN", 2)
     return made
 

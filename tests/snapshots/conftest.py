@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from forebay.snapshots.metastore import MetaStore, open_meta
+from forebay.snapshots.meta_url import open_meta
+from forebay.snapshots.metastore import MetaStore
 
 _databases = itertools.count()
 

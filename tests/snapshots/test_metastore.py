@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from forebay.errors import ConfigError, MetadataUnavailable, RefNotFound
-from forebay.snapshots.metastore import GcState, LeaseRecord, MetaStore, Moved, Published, open_meta
+from forebay.snapshots.meta_url import open_meta
+from forebay.snapshots.metastore import GcState, LeaseRecord, MetaStore, Moved, Published
 from forebay.tests.support.servers import free_ports
 
 
