@@ -9,6 +9,7 @@ really pass count (time in suspend included), so a clock that is corrected while
 cannot be helped: a wall clock that is ahead at start ends leases too soon. It costs a fetch, not data.
 """
 
+import contextlib
 import logging
 import secrets
 import threading
@@ -66,6 +67,15 @@ class Pins:
                 path.unlink(missing_ok=True)
         pins.sweep()
         return pins
+
+    @staticmethod
+    def any_live(folder: Path) -> bool:
+        """Whether a lease kept in `folder` has not ended, by the wall clock; of a cache that is not ours, so nothing is changed."""
+        for path in folder.glob("*.json"):
+            with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+                if PinSet.load(folder, path.stem).label.expires_at > time.time():
+                    return True
+        return False
 
     def is_pinned(self, digest: bytes) -> bool:
         """Whether a live lease holds the version with that digest."""

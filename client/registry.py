@@ -88,6 +88,21 @@ def starting(name: str) -> Iterator[None]:
         os.close(descriptor)
 
 
+@contextlib.contextmanager
+def nobody_starts(name: str) -> Iterator[bool]:
+    """Whether no process for the cache folder `name` is coming up; while this is held, none does. Never waits."""
+    descriptor = os.open(create_runtime_folder() / f".start-{name}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+    finally:
+        os.close(descriptor)
+
+
 def new_id() -> str:
     """A name for a new entry; short, since the path of a socket has 107 bytes at most."""
     return secrets.token_hex(4)

@@ -7,8 +7,8 @@
 <name> is made from the source, so that two buckets mount side by side with one setting of `cache-dir`, and a source finds
 its cached data again. What stands in the settings in percent becomes bytes here, once, when the tiers open.
 
-A RAM tier outlives the process on purpose: a prefetch before the mount, or a mount that is replaced, must not cost a
-second fetch. `forebay free SOURCE` gives the memory back.
+A tier outlives its process on purpose: a prefetch before the mount, or a mount that is replaced, must not cost a second
+fetch. `forebay free SOURCE` gives the room back; idle_tiers.py says what happens without it.
 """
 
 import os
@@ -20,6 +20,7 @@ from .. import amounts, config
 from ..errors import ConfigError, ForebayError, UsageError
 from ..tiers.local import TierOptions
 from . import machine
+from .idle_tiers import IdleTiers, allocated_bytes
 
 MIN_RAM_TIER_BYTES = 16 * amounts.MIB
 _RAM_PART_OF_MEMORY = 0.1
@@ -64,11 +65,14 @@ def tier_options(
             free_space_ratio=settings.free_space_ratio,
             owner=owner,
             max_open_files=open_files,
+            neighbours=_idle_beside(folder, places),
         )
         for folder, size_bytes in _ssd_sizes(places.ssd, settings).items()
     ]
-    ram_bytes = _ram_size(places.ram, settings) if places.ram is not None else 0
-    if places.ram is None or ram_bytes < MIN_RAM_TIER_BYTES:
+    if places.ram is None:
+        return None, ssd
+    ram_bytes = _ram_size(places.ram, settings)
+    if ram_bytes < MIN_RAM_TIER_BYTES:
         return None, ssd
     # A tmpfs is not slower when it is full, so nothing need stay free beyond what its size already says.
     ram = TierOptions(
@@ -78,8 +82,26 @@ def tier_options(
         free_space_ratio=min(settings.free_space_ratio, 0.02),
         owner=owner,
         max_open_files=open_files,
+        neighbours=_idle_beside(places.ram, places),
     )
     return ram, ssd
+
+
+def bound_idle_memory(places: Places) -> None:
+    """What idle RAM tiers hold is memory that nobody uses: together they keep no more than one tier of the default size."""
+    if places.ram is None:
+        return
+    idle = _idle_beside(places.ram, places)
+    surplus = idle.used_bytes() - int(machine.memory_bytes() * _RAM_PART_OF_MEMORY)
+    if surplus > 0:
+        idle.give_way(surplus)
+
+
+def _idle_beside(folder: Path, places: Places) -> IdleTiers:
+    bases = [ssd.parent.parent for ssd in places.ssd]
+    if folder == places.ram:
+        return IdleTiers(folder.parent, "", folder, bases)
+    return IdleTiers(folder.parent.parent, folder.name, folder, bases)
 
 
 def _ssd_sizes(folders: tuple[Path, ...], settings: config.Settings) -> Mapping[Path, int]:
@@ -104,7 +126,9 @@ def _ram_size(folder: Path, settings: config.Settings) -> int:
     place = machine.file_system_of(folder)
     memory_bytes = machine.memory_bytes()
     if settings.ram_size is None:
-        return int(min(memory_bytes * _RAM_PART_OF_MEMORY, place.total_bytes * _RAM_PART_OF_TMPFS))
+        # What other tiers in use have taken already is not there a second time.
+        free_bytes = place.free_bytes + allocated_bytes(folder)
+        return int(min(memory_bytes * _RAM_PART_OF_MEMORY, free_bytes * _RAM_PART_OF_TMPFS))
     wanted_bytes = settings.ram_size.of(memory_bytes)
     limit_bytes = min(memory_bytes, place.total_bytes)
     if wanted_bytes > limit_bytes:

@@ -28,7 +28,7 @@ from ..fuse_mount.xattrs import cache_facts
 from . import calls, file_calls, metrics, opening, sources
 from .control import ControlServer
 from .launch import Request
-from .places import places_of, tier_options
+from .places import bound_idle_memory, places_of, tier_options
 from .service import Service
 from .write_part import WritePart
 
@@ -85,6 +85,7 @@ async def hold(request: Request, *, role: registry.Role, stopping: Stopping) -> 
         where = await asyncio.to_thread(mountpoints.prepare, where, options)
     owner = f"the mount at {where}" if where is not None else f"forebay {role}"
     places = places_of(name.folder, settings)
+    await asyncio.to_thread(bound_idle_memory, places)
     ram, ssd = await asyncio.to_thread(tier_options, places, settings, owner=owner)
     registration: registry.Registration | None = None
     async with contextlib.AsyncExitStack() as stack:

@@ -75,7 +75,7 @@ async def make_plan(cache: BlockCache, wanted: AsyncIterator[Wanted], *, to: Tie
                 sample[place] = version
         await pause.now_and_then()
     plan.pinned_by_others_bytes = max(cache.pins.pinned_bytes - pinned_here_bytes, 0)
-    plan.room_bytes = max(target.capacity_bytes() - plan.pinned_by_others_bytes, 0)
+    plan.room_bytes = max(await asyncio.to_thread(target.limit_bytes) - plan.pinned_by_others_bytes, 0)
     plan.fits = plan.asked_bytes <= plan.room_bytes
     if sample:
         await _measure_rate(cache, plan, sample)

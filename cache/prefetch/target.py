@@ -45,10 +45,10 @@ class Target:
         tier = self._tiers.ram if self.name == "ram" else self._tiers.ssd_of(version)
         return tier.missing(version, 0, version.size) if tier is not None else [(0, version.size)]
 
-    def capacity_bytes(self) -> int:
-        """What the tiers in service hold together."""
+    def limit_bytes(self) -> int:
+        """What the tiers in service can hold together. May look at many files of others on their disks."""
         tiers: tuple[LocalTier | None, ...] = (self._tiers.ram,) if self.name == "ram" else self._tiers.ssd
-        return sum(tier.options.capacity_bytes for tier in tiers if tier is not None and tier.in_service)
+        return sum(tier.limit_bytes() for tier in tiers if tier is not None and tier.in_service)
 
     def attribute(self, version: ObjectVersion, ram: TierPart, ssd: TierPart) -> None:
         """Add a version without gaps to the tiers that it is in; each byte once."""

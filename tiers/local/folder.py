@@ -72,6 +72,8 @@ class TierFolder:
     def close(self) -> None:
         """Let the folder go. May be called twice."""
         if self._lock_fd >= 0:
+            with contextlib.suppress(OSError):
+                os.utime(self._lock_fd)  # until when it was used: idle tiers go in that order
             os.close(self._lock_fd)
             self._lock_fd = -1
 

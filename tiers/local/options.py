@@ -2,10 +2,23 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from ...errors import ConfigError
 
 MIN_CAPACITY_BYTES = 16 * 1024 * 1024
+
+
+class Neighbours(Protocol):
+    """Others on the file system of a tier, whose data may go for the tier's."""
+
+    def give_way(self, wanted_bytes: int) -> int:
+        """Free that much if possible; how much it was. Called in the thread that needs the room, by one at a time."""
+        ...
+
+    def used_bytes(self) -> int:
+        """What could be freed. May walk over many files."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -17,7 +30,8 @@ class TierOptions:
     inodes that stays free whatever the capacity says. `low_watermark` is the fraction of the capacity that evicting
     goes down to once the tier is full, and `batch_bytes` the most that one writer evicts for it. `owner` says who
     holds the folder in words for people ("the mount at /mnt/train"). `probe_interval_s` is how long a tier stays out of
-    service before it is tried again. `max_open_files` bounds the descriptors kept open.
+    service before it is tried again. `max_open_files` bounds the descriptors kept open. `neighbours` are
+    asked to give way before data is evicted because the file system, not the capacity, is short.
     """
 
     name: str
@@ -29,6 +43,7 @@ class TierOptions:
     owner: str = ""
     probe_interval_s: float = 10.0
     max_open_files: int = 256
+    neighbours: Neighbours | None = None
 
     def __post_init__(self) -> None:
         if self.capacity_bytes < MIN_CAPACITY_BYTES:

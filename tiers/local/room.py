@@ -67,13 +67,16 @@ class Room:
         if self._space.try_reserve(need):
             return
         batch = int(self._options.capacity_bytes * (1 - self._options.low_watermark))
+        batch_bytes = min(batch, self._options.batch_bytes)
         with self._lock:
             # Others may take what was made room for, as long as there is any: so more than once.
             for _ in range(_MOST_ROUNDS):
                 if self._space.try_reserve(need):
                     return
+                if self._others_give_way(need + batch_bytes):
+                    continue
                 evicted = self.evicted
-                self._evict(need + min(batch, self._options.batch_bytes))
+                self._evict(need + batch_bytes)
                 if self.evicted == evicted:
                     break
             if self._space.try_reserve(need):
@@ -87,7 +90,19 @@ class Room:
         """Evict what is above the limits, which may have been lowered since the folder was last open."""
         if self._space.room_bytes() < 0:
             with self._lock:
+                while self._space.room_bytes() < 0 and self._others_give_way(-self._space.room_bytes()):
+                    pass
                 self._evict(0)
+
+    def _others_give_way(self, wanted_bytes: int) -> bool:
+        """Whether others on the same file system freed something, if it is that which is short."""
+        neighbours = self._options.neighbours
+        if neighbours is None or not self._space.is_short_of_disk(wanted_bytes):
+            return False
+        freed = neighbours.give_way(wanted_bytes)
+        if freed:
+            self._space.refresh()
+        return freed > 0
 
     def _evict(self, room_bytes: int) -> None:
         """Evict until that much could be reserved, or nothing can be evicted any more. Failures of the disk are noted."""

@@ -67,6 +67,20 @@ class Space:
         with self._lock:
             return self._room_locked()
 
+    def limit_bytes(self, more_bytes: int = 0) -> int:
+        """How much the tier could hold in all, if the file system had `more_bytes` more free."""
+        with self._lock:
+            self._refresh_locked()
+            on_disk = self._used + self._reserved + self._disk_room + more_bytes
+            return max(min(self.capacity_bytes - SPARE_BYTES, on_disk), 0)
+
+    def is_short_of_disk(self, size_bytes: int) -> bool:
+        """Whether the file system has less room than that, though the capacity would allow something."""
+        with self._lock:
+            self._refresh_locked()
+            allowed = self.capacity_bytes - SPARE_BYTES - self._used - self._reserved
+            return self._disk_room < min(size_bytes, allowed)
+
     def try_reserve(self, size_bytes: int, *, spare: bool = False) -> bool:
         """Set room aside, if there is any. Give it back with `settle`. `spare`: also the last bit (to make more room)."""
         with self._lock:

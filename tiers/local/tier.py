@@ -264,6 +264,13 @@ class LocalTier:
         """What its files allocate now; cheap, as against `stats`."""
         return self._space.used_bytes
 
+    def limit_bytes(self) -> int:
+        """What it can hold in all: its capacity, or less where its disk has not so much. May walk over the neighbours' files."""
+        limit = self._space.limit_bytes()
+        if limit < self._space.capacity_bytes and self.options.neighbours is not None:
+            limit = self._space.limit_bytes(self.options.neighbours.used_bytes())
+        return limit
+
     def probe(self) -> bool:
         """Try a tier that is out of service, if it is time; whether it is in service. For whoever passes it over."""
         return self._health.readable or self._probe()
