@@ -22,7 +22,7 @@ from pathlib import Path
 from .. import amounts
 from ..cache.pins import Pins
 from ..client import registry
-from ..tiers.local.folder import BLOCKS, EXTENTS, LOCK_FILE, SLABS
+from ..tiers.local.folder import BLOCKS, EXTENTS, LOCK_FILE, SLABS, read_version
 
 log = logging.getLogger(__name__)
 
@@ -85,7 +85,7 @@ class IdleTiers:
         with contextlib.suppress(OSError):
             for entry in self._base.iterdir():
                 folder = entry / self._leaf
-                if not entry.name.startswith(".") and folder != self._own and (folder / LOCK_FILE).exists():
+                if not entry.name.startswith(".") and folder != self._own and read_version(folder) is not None:
                     found.append(folder)
         # By the registry, not by trying the locks: whoever starts at that moment would find its tier in use.
         held = {folder for entry in registry.entries() for folder in entry.cache_folders}

@@ -1,6 +1,7 @@
 """Which idle tiers go, in which order, and what never does."""
 
 import fcntl
+import json
 import os
 from pathlib import Path
 
@@ -11,9 +12,11 @@ from forebay.cache.pins import Pins
 from forebay.client import registry
 from forebay.daemon import idle_tiers, machine, places
 from forebay.daemon.idle_tiers import IdleTiers
+from forebay.tiers.local.folder import FORMAT_NAME, FORMAT_VERSION
 
 KIB = 1024
 SIZE = 64 * KIB
+FORMAT = json.dumps({"name": FORMAT_NAME, "version": FORMAT_VERSION})
 
 
 @pytest.fixture(autouse=True)
@@ -27,6 +30,7 @@ def tier(base: Path, name: str, *, used_at: float, files: int = 4) -> Path:
     folder = base / name / "ssd"
     (folder / "extents" / "00").mkdir(parents=True)
     (folder / "lock").touch()
+    (folder / "format").write_text(FORMAT)
     for number in range(files):
         (folder / "extents" / "00" / str(number)).write_bytes(bytes(SIZE))
     for path in (folder / "extents", folder / "lock"):
@@ -85,6 +89,7 @@ def test_a_lease_that_has_ended_holds_nothing(tmp_path: Path) -> None:
 def test_what_is_no_tier_stays(tmp_path: Path) -> None:
     (tmp_path / "trees").mkdir()
     (tmp_path / "data" / "ssd").mkdir(parents=True)
+    (tmp_path / "data" / "ssd" / "lock").touch()
     (tmp_path / "data" / "ssd" / "thesis.tex").write_text("years of work")
     assert idle(tmp_path).give_way(1 << 30) == 0
     assert (tmp_path / "data" / "ssd" / "thesis.tex").exists()
@@ -110,6 +115,7 @@ def test_idle_memory_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         folder = base / f"idle{number}"
         (folder / "slabs").mkdir(parents=True)
         (folder / "lock").touch()
+        (folder / "format").write_text(FORMAT)
         (folder / "slabs" / "0").write_bytes(bytes(4 * SIZE))
         for path in (folder / "slabs", folder / "lock"):
             os.utime(path, (1000 + number, 1000 + number))

@@ -100,7 +100,7 @@ class TierFolder:
                 f"{self.path} has a folder {ours[0].name!r} that is not a cache's",
                 remedy="choose an empty folder for the cache",
             )
-        version = self._read_version()
+        version = read_version(self.path)
         if version is not None and version > FORMAT_VERSION:
             raise TierError(
                 f"cache folder {self.path} has format {version}, and this program knows formats up to {FORMAT_VERSION}",
@@ -135,20 +135,21 @@ class TierFolder:
         finally:
             path.unlink(missing_ok=True)
 
-    def _read_version(self) -> int | None:
-        """The format's version; None if the file is missing or says nothing."""
-        try:
-            content = json.loads((self.path / FORMAT_FILE).read_bytes())
-            if content["name"] == FORMAT_NAME and type(content["version"]) is int:
-                return int(content["version"])
-        except (FileNotFoundError, ValueError, KeyError, TypeError):
-            pass
-        return None
-
     def _write_format(self) -> None:
         part = self.path / f"{FORMAT_FILE}.part"
         part.write_text(json.dumps({"name": FORMAT_NAME, "version": FORMAT_VERSION}) + "\n")
         part.rename(self.path / FORMAT_FILE)
+
+
+def read_version(path: Path) -> int | None:
+    """The version of the format of the tier at `path`; None if there is none, or nothing that says so. Raises OSError."""
+    try:
+        content = json.loads((path / FORMAT_FILE).read_bytes())
+        if content["name"] == FORMAT_NAME and type(content["version"]) is int:
+            return int(content["version"])
+    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError):
+        pass
+    return None
 
 
 def _describe_holder(fd: int) -> str:
