@@ -23,6 +23,7 @@ from typing import TypeVar
 
 from ...errors import ForebayError, MetadataUnavailable, WriterReplaced
 from .nodes import LEASE_KEY, Entry, decode, encode
+from .recent_inline import RecentInline
 from .records.store import ABSENT, Batch, Change, Records
 from .state import State
 
@@ -87,6 +88,7 @@ class Ledger:
         # The lowest revision of another mount that was not taken in because it met a change of ours on its way.
         self._passed_over: int | None = None
         self._pending: list[Step] = []
+        self._recent_inline = RecentInline()
         self._committing = threading.Lock()
         self._taking_in = threading.Lock()
         self._drain: asyncio.Future[None] | None = None
@@ -173,7 +175,14 @@ class Ledger:
                 self._sequence = max(self._sequence, changes.sequence)
 
     def inline(self, name: str) -> bytes | None:
-        return self._records.inline(name)
+        """Committed inline data, or None if there is none of that name. May block."""
+        recent = self.recent_inline(name)
+        return recent if recent is not None else self._records.inline(name)
+
+    def recent_inline(self, name: str) -> bytes | None:
+        """`inline` if it can be said at once. None means nothing."""
+        with self._lock:
+            return self._recent_inline.get(name)
 
     def _begin(self, operation: Callable[[Step], T], *, fenced: bool) -> tuple[T, Step | None]:
         with self._lock:
@@ -235,6 +244,8 @@ class Ledger:
                         self._revisions.pop(change.key, None)
                     else:
                         self._revisions[change.key] = revision
+                self._recent_inline.put(batch.put_inline)
+                self._recent_inline.drop(batch.drop_inline)
                 del self._pending[: len(steps)]
                 for step in steps:
                     step.outcome = _Outcome.COMMITTED

@@ -347,6 +347,8 @@ class Uploads:
             for start, length, stored in Extents(node.extents).pieces(offset, size):
                 if stored and node.inline:
                     if inline is None:
+                        inline = self.ledger.recent_inline(node.data)
+                    if inline is None:
                         inline = await asyncio.to_thread(self.ledger.inline, node.data)
                     if inline is None:
                         raise Disturbed  # replaced by a newer state since

@@ -48,6 +48,10 @@ from .writers import Writers
 
 logger = logging.getLogger(__name__)
 
+# Pause between two looks of a flush at what is left, by how much that is.
+FLUSH_LOOK_S_PER_FILE = 25e-6
+FLUSH_LOOK_MAX_S = 0.25
+
 # What files and folders of the listing are taken to have, unless the mount says otherwise.
 LISTED_FILE = Attributes(0o644, 0, 0)
 LISTED_FOLDER = Attributes(0o755, 0, 0)
@@ -90,7 +94,7 @@ class WriteSide:
         self.operations = Operations(writer, now_ns, file_attributes, folder_attributes)
         self._now_ns = now_ns
         self._read_base: ReadBase = read_base or store.get_range
-        self.files = OpenFiles(self.ledger, self.operations, tier, self.options, {}, self._wake)
+        self.files = OpenFiles(self.ledger, self.operations, tier, self.options, {}, lambda: self.writeback.noticed())
         self.uploads = Uploads(
             self.ledger, self.operations, tier, store, self.options, self._read_base, self.files.drafts,
             ByteBudget(self.options.upload_parts * self.options.part_bytes), require_time, watches=self.files.watches,
@@ -373,6 +377,8 @@ class WriteSide:
             try:
                 self.writeback.wake()
                 await self.writeback.changed()
+                # Looking takes the longer the more is left; it must not take what the uploads need.
+                await asyncio.sleep(min(len(left) * FLUSH_LOOK_S_PER_FILE, FLUSH_LOOK_MAX_S))
             finally:
                 self.writeback.urgent.difference_update(left)
 

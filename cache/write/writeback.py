@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from itertools import chain, islice
 
 from ...errors import ForebayError, StoreUnavailable
 from .deletions import Deletions
@@ -27,6 +28,11 @@ logger = logging.getLogger(__name__)
 # Entries looked at in one round; what is blocked or pausing at the head of the queue costs a look each time.
 SCAN = 2000
 ROUND_S = 0.25
+IDLE_S = 5.0
+# While files are closed one after the other (none for CALM_S ends it), uploads wait: that of a small file takes more of this
+# machine than its close does, and somebody waits for the close. Not longer than PATIENCE_S, and not when room gets short.
+CALM_S = 0.1
+PATIENCE_S = 10.0
 # Between two looks at what can be given back.
 RETIRE_S = 1.0
 # A failure is logged the first time, and then once in this many.
@@ -69,6 +75,8 @@ class Writeback:
     _loop: asyncio.AbstractEventLoop | None = None
     _event: asyncio.Event = field(default_factory=asyncio.Event)
     _woken: bool = False
+    _looks_soon: bool = False
+    _noticed_at: float = float("-inf")
     _idle_waiters: list[asyncio.Future[None]] = field(default_factory=list)
 
     def wake(self) -> None:
@@ -82,6 +90,12 @@ class Writeback:
         except RuntimeError:
             self._woken = False  # the loop is closed: nobody is left to be woken
 
+    def noticed(self) -> None:
+        """Something became dirty: `wake`, unless it rests longer than until the next look anyway. Cheap for every close."""
+        self._noticed_at = time.monotonic()
+        if not (self._looks_soon and self.options.writeback_delay_s > ROUND_S):
+            self.wake()
+
     async def run(self) -> None:
         """Work until cancelled."""
         self._loop = asyncio.get_running_loop()
@@ -91,13 +105,18 @@ class Writeback:
                     self._woken = False
                     self._event.clear()
                     self._start(group)
+                    # In this order, because `noticed` reads it in other threads: who finds it true became dirty before
+                    # the question, and so it is answered with yes.
+                    self._looks_soon = False
+                    self._looks_soon = self._has_work()
                     try:
-                        async with asyncio.timeout(ROUND_S if self._has_work() else 5.0):
+                        async with asyncio.timeout(ROUND_S if self._looks_soon else IDLE_S):
                             await self._event.wait()
                     except TimeoutError:
                         pass
         finally:
             self._loop = None
+            self._looks_soon = False
 
     async def changed(self) -> None:
         """Wait until some task has ended, or a moment."""
@@ -129,7 +148,7 @@ class Writeback:
         if now < self.paused_until:
             return
         free = self.options.upload_files - len(self.running)
-        if free <= 0:
+        if free <= 0 or self._gives_way(now):
             return
         with self.ledger.locked() as state:
             if self.failures:
@@ -176,19 +195,33 @@ class Writeback:
                 known[what] = failure
         self.failures = known
 
+    def _gives_way(self, now: float) -> bool:
+        """Whether programs close file after file at this moment, and nothing has waited for long yet."""
+        options = self.options
+        if now - self._noticed_at > CALM_S or self.urgent or options.writeback_delay_s < CALM_S:
+            return False
+        with self.ledger.locked() as state:
+            if (
+                not state.dirty
+                or len(state.dirty) > options.max_dirty_files / 2
+                or state.dirty_bytes > options.max_dirty_bytes / 2
+            ):
+                return False
+            oldest = state.by_id[next(iter(state.dirty))]
+        return 0 <= self.now_ns() - oldest.dirty_since_ns < (options.writeback_delay_s + PATIENCE_S) * 1e9
+
     def _choose_nodes_locked(self, free: int, now: float) -> list[tuple[int, bool]]:
         state = self.ledger.state
         now_ns = self.now_ns()
         chosen: list[tuple[int, bool]] = []
-        candidates = [node_id for node_id in self.urgent if node_id in state.dirty]
-        for looked, node_id in enumerate(state.dirty):
-            if looked >= SCAN:
-                break
-            candidates.append(node_id)
         seen: set[int] = set()
-        for node_id in candidates:
+        done: list[int] = []
+        for node_id in chain(self.urgent, islice(state.dirty, SCAN)):
             if len(chosen) >= free:
                 break
+            if node_id not in state.dirty:
+                done.append(node_id)
+                continue
             node = state.by_id[node_id]
             what: object = ("move", node_id) if node.moving else node_id
             if node_id in seen or what in self.running or not self._is_due(what, now):
@@ -199,12 +232,11 @@ class Writeback:
                 age_s = self.options.max_dirty_age_s
             if node_id not in self.urgent:
                 if age_s < self.options.writeback_delay_s and node.kind == Kind.FILE:
-                    if not self.urgent:
-                        break  # those behind it are younger
-                    continue
+                    break  # those behind it are younger
                 if self.writer_count(node_id) and age_s < self.options.max_dirty_age_s:
                     continue
             chosen.append((node_id, node.moving))
+        self.urgent.difference_update(done)
         return chosen
 
     def _is_due(self, what: object, now: float) -> bool:

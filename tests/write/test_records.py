@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from forebay.cache.write.records import ABSENT, Batch, Change, Record, Records, SqliteRecords
 from forebay.cache.write.records.mongo import MongoRecords
+from forebay.cache.write.records.sqlite import RESERVE_BYTES
 from forebay.errors import MetadataUnavailable
 from forebay.tests.support.servers import MongoServer
 
@@ -87,6 +88,25 @@ def test_each_expectation_is_checked(records: Records) -> None:
     assert contents(records) == {}
     assert records.commit(Batch([Change(b"a", second, None)])) is None
     assert records.commit(put(b"a", b"again")) is not None
+
+
+def test_a_large_batch_is_applied_or_refused_whole(records: Records) -> None:
+    keys = [b"%05d" % number for number in range(1000)]
+    first = records.commit(Batch([Change(key, ABSENT, key) for key in keys], {f"i{n}": b"%d" % n for n in range(300)}))
+    assert first is not None
+    stale = [Change(key, first, b"new") for key in keys[:-1]] + [Change(keys[-1], ABSENT, b"new")]
+    assert records.commit(Batch(stale)) is None
+    assert contents(records) == {key: key for key in keys}
+    second = records.commit(
+        Batch(
+            [Change(key, first, None if number % 2 else b"new") for number, key in enumerate(keys)],
+            {},
+            [f"i{n}" for n in range(0, 300, 3)],
+        )
+    )
+    assert second is not None
+    assert contents(records) == dict.fromkeys(keys[::2], b"new")
+    assert sorted(records.inline_names()) == sorted(f"i{n}" for n in range(300) if n % 3)
 
 
 def test_inline_data_is_replaced_and_dropped(records: Records) -> None:
@@ -200,3 +220,18 @@ def test_guards_must_hold_and_stay_as_they_are(records: Records) -> None:
     changed = records.changes_since(first)
     assert changed.sequence == second
     assert [record.key for record in changed.records] == [b"b"]
+
+
+def test_the_log_of_sqlite_is_lengthened_ahead_and_read_back(tmp_path: Path) -> None:
+    path = tmp_path / "records.db"
+    store = SqliteRecords(path)
+    store.commit(put(b"a", b"1"))
+    log = Path(f"{path}-wal").read_bytes()
+    assert len(log) >= RESERVE_BYTES
+    # As after kill -9: a log whose end are zeros.
+    (tmp_path / "copy.db").write_bytes(path.read_bytes())
+    (tmp_path / "copy.db-wal").write_bytes(log)
+    store.close()
+    copy = SqliteRecords(tmp_path / "copy.db")
+    assert contents(copy) == {b"a": b"1"}
+    copy.close()

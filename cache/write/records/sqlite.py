@@ -7,20 +7,33 @@ The log is checkpointed at 64 MiB rather than at SQLite's 4 MiB: small files liv
 are overwritten or freed before they would be copied into the database. Freed pages go back to the file system in steps.
 """
 
+import os
 import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain, islice
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, TypeVar
 
 from ....errors import MetadataUnavailable, TierFull
 from .store import ABSENT, Batch, Changes, Record
 
 CHECKPOINT_PAGES = 16 * 1024
+PAGE_BYTES = 4096
+# The log grows by this much at once, in zeros, which SQLite takes for its end. A sync of a file that has grown has to wait
+# for the journal of the file system, and so for what all others write: 0.24 to 1 ms here, against 0.14 ms without.
+RESERVE_BYTES = 8 * 1024 * 1024
 # Free pages left in the file before some are given back to the file system, and how many at a time.
 SPARE_PAGES = 4096
 VACUUM_PAGES = 1024
 LOCK_TIMEOUT_S = 10.0
+# Rows that one statement takes. Each statement gives the GIL up and has to get it back, which on a busy mount costs more
+# than the statement itself: a batch of 32 changes in a statement per row held up every close behind it for 10 ms.
+ROWS = 64
+# Statements that stay prepared: one for each number of rows.
+STATEMENTS = 6 * ROWS
+
+T = TypeVar("T")
 
 SCHEMA_VERSION = 1
 SCHEMA = """
@@ -39,7 +52,11 @@ class SqliteRecords:
         self._mutex = threading.Lock()
         try:
             self._connection = sqlite3.connect(
-                path, timeout=LOCK_TIMEOUT_S, isolation_level=None, check_same_thread=False
+                path,
+                timeout=LOCK_TIMEOUT_S,
+                isolation_level=None,
+                check_same_thread=False,
+                cached_statements=STATEMENTS,
             )
         except sqlite3.Error as error:
             self._fail("open", error)
@@ -61,7 +78,9 @@ class SqliteRecords:
             execute(f"PRAGMA user_version={SCHEMA_VERSION}")
             self._sequence: int
             (self._sequence,) = execute("SELECT value FROM sequence").fetchone()
-        except sqlite3.Error as error:
+            self._log_fd = os.open(f"{path}-wal", os.O_WRONLY | os.O_CLOEXEC)
+            self._reserved_bytes = 0
+        except (sqlite3.Error, OSError) as error:
             self._connection.close()
             self._fail("open", error)
         except MetadataUnavailable:
@@ -100,6 +119,7 @@ class SqliteRecords:
                 self._roll_back()
                 self._fail("commit to", error)
             self._sequence = sequence
+            self._reserve_log()
             if batch.drop_inline:
                 self._give_back_space()
             return sequence
@@ -134,26 +154,44 @@ class SqliteRecords:
     def close(self) -> None:
         with self._mutex:
             self._connection.close()
+            if self._log_fd >= 0:
+                os.close(self._log_fd)
+                self._log_fd = -1
 
     def _is_current(self, batch: Batch) -> bool:
         expected = {**batch.guards, **{change.key: change.expected for change in batch.changes}}
-        for key, revision in expected.items():
-            row = self._connection.execute("SELECT revision FROM records WHERE key = ?", (key,)).fetchone()
-            if (row[0] if row else ABSENT) != revision:
+        for rows in _batched(expected.items(), ROWS):
+            (stale,) = self._connection.execute(
+                f"WITH expected(key, revision) AS (VALUES {_places(rows, '(?, ?)')}) SELECT count(*) FROM expected "
+                f"LEFT JOIN records USING (key) WHERE coalesce(records.revision, {ABSENT}) <> expected.revision",
+                [*chain.from_iterable(rows)],
+            ).fetchone()
+            if stale:
                 return False
         return True
 
     def _apply(self, batch: Batch, sequence: int) -> None:
         execute = self._connection.execute
-        for change in batch.changes:
-            if change.body is None:
-                execute("DELETE FROM records WHERE key = ?", (change.key,))
-            else:
-                execute("INSERT OR REPLACE INTO records VALUES (?, ?, ?)", (change.key, sequence, change.body))
-        for name in batch.drop_inline:
-            execute("DELETE FROM inline WHERE name = ?", (name,))
-        for name, data in batch.put_inline.items():
-            execute("INSERT OR REPLACE INTO inline VALUES (?, ?)", (name, data))
+        removed = [change.key for change in batch.changes if change.body is None]
+        for keys in _batched(removed, ROWS):
+            execute(f"DELETE FROM records WHERE key IN ({_places(keys, '?')})", keys)
+        written = [(change.key, sequence, change.body) for change in batch.changes if change.body is not None]
+        for rows in _batched(written, ROWS):
+            execute(f"INSERT OR REPLACE INTO records VALUES {_places(rows, '(?, ?, ?)')}", [*chain.from_iterable(rows)])
+        for names in _batched(batch.drop_inline, ROWS):
+            execute(f"DELETE FROM inline WHERE name IN ({_places(names, '?')})", names)
+        for items in _batched(batch.put_inline.items(), ROWS):
+            execute(f"INSERT OR REPLACE INTO inline VALUES {_places(items, '(?, ?)')}", [*chain.from_iterable(items)])
+
+    def _reserve_log(self) -> None:
+        """Lengthen the log by a step of zeros when it has begun to grow. Only for speed: what fails here is left alone."""
+        try:
+            size_bytes = os.fstat(self._log_fd).st_size
+            if self._reserved_bytes < size_bytes < CHECKPOINT_PAGES * PAGE_BYTES:
+                os.pwrite(self._log_fd, bytes(RESERVE_BYTES), size_bytes)
+                self._reserved_bytes = size_bytes + RESERVE_BYTES
+        except OSError:
+            self._reserved_bytes = CHECKPOINT_PAGES * PAGE_BYTES
 
     def _give_back_space(self) -> None:
         """Shrink the file by a step when much of it is free. Housekeeping: what fails here fails again, and loudly, in a commit."""
@@ -172,9 +210,20 @@ class SqliteRecords:
             except sqlite3.Error as error:
                 self._fail("roll back", error)
 
-    def _fail(self, action: str, error: sqlite3.Error) -> NoReturn:
+    def _fail(self, action: str, error: sqlite3.Error | OSError) -> NoReturn:
         if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
             raise TierFull(
                 f"no room to {action} {self.label}", remedy="wait for the writeback, or give it more room"
             ) from error
         raise MetadataUnavailable(f"cannot {action} {self.label}: {error}", remedy="check the disk") from error
+
+
+def _places(rows: Sequence[object], one: str) -> str:
+    return ", ".join([one] * len(rows))
+
+
+def _batched(items: Iterable[T], size: int) -> Iterator[tuple[T, ...]]:
+    """The items in tuples of `size`; the last one may be shorter."""
+    iterator = iter(items)
+    while batch := tuple(islice(iterator, size)):
+        yield batch
