@@ -183,8 +183,14 @@ class Fills:
             fill.stored.set_result(TierFailed(f"{fill.version.key} was not kept: {error.message}"))
 
     def _keep_in_memory(self, fill: Fill) -> None:
-        self._budget.keep(fill, fill.size, lambda: self._forget(fill))
-        asyncio.get_running_loop().call_later(KEPT_S, self._budget.give_up, fill)
+        # A timer that was not cancelled would hold the bytes until its time, long after the budget has given them away.
+        timer = asyncio.get_running_loop().call_later(KEPT_S, self._budget.give_up, fill)
+
+        def release() -> None:
+            timer.cancel()
+            self._forget(fill)
+
+        self._budget.keep(fill, fill.size, release)
 
     def _forget(self, fill: Fill) -> None:
         digest = fill.version.digest
