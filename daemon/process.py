@@ -25,7 +25,7 @@ from ..fuse_mount.options import MountOptions
 from ..fuse_mount.session import GRACE_S, Mount, mount
 from ..fuse_mount.transport import READ_ONLY
 from ..fuse_mount.xattrs import cache_facts
-from . import calls, file_calls, metrics, opening, sources
+from . import calls, file_calls, memory, metrics, opening, sources
 from .control import ControlServer
 from .launch import Request
 from .places import bound_idle_memory, places_of, tier_options
@@ -57,6 +57,7 @@ class Stopping:
 
 def run(request: Request, *, ready: Callable[[dict[str, Any]], None]) -> None:
     """Be that process, from start to end. `ready` is called once it serves. Raises what kept it from coming up."""
+    memory.keep_freed_memory()
     asyncio.run(_run(request, ready))
 
 
@@ -94,6 +95,8 @@ async def hold(request: Request, *, role: registry.Role, stopping: Stopping) -> 
         source = await opening.open_source(request.source, settings, what=owner)
         stack.push_async_callback(source.close)
         service = await stack.enter_async_context(Service.open(source, places, ram, ssd, settings, owner=owner))
+        counters = service.cache.tiers.counters
+        await stack.enter_async_context(memory.given_back_when_idle(lambda: counters.fetched_bytes))
         runtime = registry.create_runtime_folder()
         entry = registry.Entry(
             id=registry.new_id(),

@@ -92,6 +92,9 @@ class S3Store(S3Multipart):
             parse_list_page((await self._wire.request("GET", None, query=query)).body)
 
         await self._calls.run("check", "listing it", attempt)
+        if self._data is None:
+            # The first client of a process reads all root certificates, 0.1 s and more; the first reader should not wait for it.
+            await self._open_data()
 
     async def list_page(
         self, prefix: str, *, delimiter: str | None = None, token: str | None = None, limit: int = 1000
