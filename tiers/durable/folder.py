@@ -5,9 +5,9 @@
     FOLDER/lock          flock of the process that has it; says who (embedded mode only)
     FOLDER/data/xx/NAME  one sparse file per data file; xx are two hex digits of a hash of the name
 
-Bytes go straight to the file at the user's offsets, so that one user write is one pwrite, the page cache is the
-buffer, and the GIL is released all the while. Write-out is started every 8 MiB (sync_file_range), so that the fsync
-of a 2 GiB checkpoint finds most of it done instead of beginning then.
+Bytes go to the file at the user's offsets. Large writes go around the page cache while the writer goes on
+(write_behind.py). Of small ones the page cache is the buffer; their write-out is started every 8 MiB (sync_file_range),
+so that a late fsync finds most of it done instead of beginning then.
 
 A share of the file system stays free (`free_space_ratio`): the write that would go below it gets TierFull, before
 the file system itself is full and the records could not be committed either.
@@ -31,10 +31,13 @@ from typing import NoReturn
 from ...errors import DirtyDataMissing, TierFailed, TierFull, TierInUse
 from ..understore import Buffer
 from .tier import Room
+from .write_behind import ALIGNMENT_BYTES, QueuedFile, WriteBehind
 
 FORMAT = "forebay-write 1\n"
 FANOUT = 256
 WRITEOUT_BYTES = 8 * 1024 * 1024
+# From here on the page cache only costs; below, it makes one large write of many small ones.
+LARGE_WRITE_BYTES = 128 * 1024
 # How much may be written between two looks at the free space of the file system.
 ROOM_CHECK_BYTES = 64 * 1024 * 1024
 ROOM_CHECK_S = 1.0
@@ -65,6 +68,7 @@ class FolderTier:
         self._data = folder / "data"
         self._free_space_ratio = free_space_ratio
         self._lock_fd = lock_fd
+        self.behind = WriteBehind()
         self._room_mutex = threading.Lock()
         self._unchecked_bytes = 0
         self._room_checked_at = float("-inf")
@@ -149,6 +153,7 @@ class FolderTier:
         return Room(stats.f_blocks * stats.f_frsize, stats.f_bavail * stats.f_frsize)
 
     def close(self) -> None:
+        self.behind.close()
         if self._lock_fd is not None:
             os.close(self._lock_fd)
             self._lock_fd = None
@@ -199,6 +204,7 @@ class FolderFile:
         self._fd = fd
         self._name_synced = name_synced
         self._failed: OSError | None = None
+        self._queue: QueuedFile | None = None
         # The contiguous range written since write-out was last started.
         self._run_start = 0
         self._run_end = 0
@@ -210,12 +216,29 @@ class FolderFile:
     def write(self, offset: int, data: Buffer) -> None:
         size = len(data)
         self._tier.claim(size)
-        try:
-            written = os.pwrite(self._fd, data, offset)
-            while written < size:
-                written += os.pwrite(self._fd, memoryview(data)[written:], offset + written)
-        except OSError as error:
-            self._tier.fail("write", self._name, error)
+        with memoryview(data) as view:
+            # The aligned middle goes around the page cache, if it is large.
+            head = min(-offset % ALIGNMENT_BYTES, size)
+            body = (size - head) // ALIGNMENT_BYTES * ALIGNMENT_BYTES
+            if body < LARGE_WRITE_BYTES:
+                head, body = size, 0
+            try:
+                self._write_cached(offset, view[:head])
+                if body:
+                    self._queued().write(offset + head, view[head : head + body])
+                    self._write_cached(offset + head + body, view[head + body :])
+            except OSError as error:
+                self._tier.fail("write", self._name, error)
+
+    def _write_cached(self, offset: int, data: memoryview) -> None:
+        size = len(data)
+        if not size:
+            return
+        if self._queue is not None and self._queue.touches(offset, size):
+            self._queue.drain()
+        written = os.pwrite(self._fd, data, offset)
+        while written < size:
+            written += os.pwrite(self._fd, data[written:], offset + written)
         if offset != self._run_end:
             self._run_start = offset
         self._run_end = offset + size
@@ -223,7 +246,14 @@ class FolderFile:
             _start_writeout(self._fd, self._run_start, self._run_end - self._run_start)
             self._run_start = self._run_end
 
+    def _queued(self) -> QueuedFile:
+        if self._queue is None:
+            self._queue = QueuedFile(self._tier.behind, self._fd)
+        return self._queue
+
     def read(self, offset: int, size: int) -> Buffer:
+        if self._queue is not None:
+            self._queue.settle()
         try:
             data = os.pread(self._fd, size, offset)
             while len(data) < size:
@@ -237,6 +267,7 @@ class FolderFile:
 
     def truncate(self, size: int) -> None:
         try:
+            self._drain()
             os.ftruncate(self._fd, size)
         except OSError as error:
             self._tier.fail("truncate", self._name, error)
@@ -245,6 +276,7 @@ class FolderFile:
         if self._failed is not None:
             self._tier.fail("sync", self._name, self._failed)
         try:
+            self._drain()
             os.fdatasync(self._fd)
             if not self._name_synced:
                 self._tier.sync_name(self._name)
@@ -253,7 +285,14 @@ class FolderFile:
             self._failed = error
             self._tier.fail("sync", self._name, error)
 
+    def _drain(self) -> None:
+        if self._queue is not None:
+            self._queue.drain()
+
     def close(self) -> None:
+        if self._queue is not None:
+            self._queue.close()
+            self._queue = None
         if self._fd >= 0:
             fd, self._fd = self._fd, -1
             os.close(fd)
