@@ -129,13 +129,17 @@ class Writing:
         file = self._file(handle)
         if self.side.has_room(len(data)):
             file.write(offset, data)
-            return len(data)
+            return self._fill_gaps(file, len(data)) if file.draft.is_fragmented else len(data)
         return self._write_later(file, offset, bytes(data))
 
     async def _write_later(self, file: OpenFile, offset: int, data: bytes) -> int:
         await self.side.wait_for_room(len(data))
         await self._in_pool(lambda: file.write(offset, data))
-        return len(data)
+        return await self._fill_gaps(file, len(data)) if file.draft.is_fragmented else len(data)
+
+    async def _fill_gaps(self, file: OpenFile, written: int) -> int:
+        await self.side.fill_gaps(file)
+        return written
 
     def flush(self, handle: int) -> Answer[None]:
         """What close(2) waits for."""

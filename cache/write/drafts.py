@@ -93,6 +93,16 @@ class Pieces:
     parts: tuple[Buffer | tuple[int, int], ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """A range between two intervals of a draft, and what it showed when the gap was found."""
+
+    offset: int
+    size: int
+    base: Remote | None
+    base_limit: int
+
+
 @dataclass(slots=True)
 class Draft:
     """See the module. Methods that end in `_locked` want `lock` held.
@@ -235,22 +245,33 @@ class Draft:
         with self.lock:
             return 0 < size < self.extents.end and not self.inline
 
-    def fill(self, base: Remote, offset: int, data: Buffer) -> None:
-        """Take a gap over from the base into the data, if the base is still that one. The content stays the same."""
-        with self.lock:
-            if self.base != base or self.extents.touches(offset, len(data)) or offset + len(data) > self.base_limit:
-                return
-            self._writable_locked(offset + len(data)).write(offset, data)
-            self.extents.add(offset, offset + len(data))
-            self.change += 1
+    @property
+    def is_fragmented(self) -> bool:
+        """Whether the draft is cut into so many intervals over a base that gaps should be filled."""
+        return self.base is not None and len(self.extents) > MAX_EXTENTS
 
-    def gaps_to_fill(self) -> list[tuple[int, int]]:
-        """The smallest gaps (offset, size), when the draft is cut into too many intervals over a base."""
+    def gaps_to_fill(self) -> list[Gap]:
+        """The smallest gaps of a fragmented draft."""
         with self.lock:
-            if self.base is None or len(self.extents) <= MAX_EXTENTS:
+            if not self.is_fragmented:
                 return []
-            gaps = [gap for gap in self.extents.gaps() if gap[0] + gap[1] <= self.base_limit]
-            return sorted(gaps, key=lambda gap: gap[1])[: MAX_EXTENTS // 2]
+            gaps = sorted(self.extents.gaps(), key=lambda gap: gap[1])[: MAX_EXTENTS // 2]
+            return [Gap(offset, size, self.base, self.base_limit) for offset, size in gaps]
+
+    def fill(self, gap: Gap, offset: int, data: Buffer) -> int:
+        """Store what a part of a gap reads as, so that its neighbours become one interval; how many bytes that are.
+
+        Nothing is stored if the gap may read differently by now.
+        """
+        end = offset + len(data)
+        with self.lock:
+            is_same = self.current(gap.base) == self.current(self.base) and gap.base_limit == self.base_limit
+            if not is_same or end > self.size or self.extents.touches(offset, len(data)):
+                return 0
+            self._writable_locked(end).write(offset, data)
+            self.extents.add(offset, end)
+            self.change += 1
+            return len(data)
 
     def _writable_locked(self, end: int) -> DurableFile:
         """The data, in a place where it may grow to `end`. Inline data that grows too large moves to a data file."""

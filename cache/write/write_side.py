@@ -23,12 +23,20 @@ import time
 from collections.abc import Callable
 from types import TracebackType
 
-from ...errors import BaseGone, Incomplete, MetadataTooLarge, ObjectChanged, ObjectNotFound, TierFull
+from ...errors import (
+    BaseGone,
+    ForebayError,
+    Incomplete,
+    MetadataTooLarge,
+    ObjectChanged,
+    ObjectNotFound,
+    TierFull,
+)
 from ...tiers.durable import DurableTier
 from ...tiers.understore import Buffer, MultipartStore
 from .budget import ByteBudget
 from .deletions import Deletions
-from .drafts import Pieces
+from .drafts import MAX_EXTENTS, Pieces
 from .ledger import Ledger, Step
 from .nodes import Kind, Node
 from .object_metadata import fits
@@ -48,6 +56,9 @@ from .writers import Writers
 
 logger = logging.getLogger(__name__)
 
+# What is fetched at once to fill a gap; and in how many intervals a file may be while it cannot be fetched.
+FILL_BYTES = 4 * 1024 * 1024
+FAR_TOO_MANY_EXTENTS = 16 * MAX_EXTENTS
 # Pause between two looks of a flush at what is left, by how much that is.
 FLUSH_LOOK_S_PER_FILE = 25e-6
 FLUSH_LOOK_MAX_S = 0.25
@@ -113,6 +124,7 @@ class WriteSide:
         self.room = RoomWatch(tier)
         self.waits = Waits()
         self._other_keys_read = keys_read
+        self._filling = asyncio.Lock()
         self._tasks: list[asyncio.Task[None]] = []
 
     # --- Life. -------------------------------------------------------------------------------------------
@@ -323,6 +335,23 @@ class WriteSide:
         finally:
             self.waits.now -= 1
             self.waits.seconds += time.monotonic() - began
+
+    async def fill_gaps(self, file: OpenFile) -> None:
+        """Make fewer intervals of a file that was written in thousands of places; the content stays the same.
+
+        An under store that does not answer is a failure only when the file is in far too many pieces already. Raises StoreError
+        kinds, BaseGone, TierFull.
+        """
+        draft = file.draft
+        async with self._filling:
+            try:
+                for gap in await asyncio.to_thread(draft.gaps_to_fill):
+                    for offset in range(gap.offset, gap.offset + gap.size, FILL_BYTES):
+                        data = await self.fetch(file, offset, min(FILL_BYTES, gap.offset + gap.size - offset))
+                        self.files.written(draft, await asyncio.to_thread(draft.fill, gap, offset, data))
+            except ForebayError:
+                if len(draft.extents) > FAR_TOO_MANY_EXTENTS:
+                    raise
 
     async def fetch(self, file: OpenFile, offset: int, size: int) -> Buffer:
         """Read a range, fetching what must come from the base version. Raises StoreError kinds, BaseGone."""
