@@ -8,9 +8,10 @@ delete; the name shows it again.
 import logging
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ...tiers.understore import ObjectInfo, UnderStore
+from .ages import Ages
 from .ledger import Ledger, Step
 from .nodes import EMPTY, OURS, Doomed, Kind, Node
 from .object_metadata import TAG
@@ -27,19 +28,20 @@ class Deletions:
     ledger: Ledger
     store: UnderStore
     options: WriteOptions
-    now_ns: Callable[[], int]
     read_keys: Callable[[], set[bytes]]
     busy_keys: set[bytes]
     require_time: Callable[[], None]
     deleted: int = 0
     spared: int = 0
+    _ages: Ages = field(default_factory=Ages)
 
     def is_possible(self, state: State, doomed: Doomed) -> bool:
         """Whether this entry can be worked on now."""
         if doomed.key in self.busy_keys or state.base_users.get(doomed.key):
             return False
-        if doomed.recheck and 0 <= self.now_ns() - doomed.since_ns < self.options.recheck_s * 1e9:
-            return False
+        if doomed.recheck and self._ages.age_s((doomed.key, doomed.since_ns)) < self.options.recheck_s:
+            self._ages.forget(len(state.doomed), self._is_doomed)
+            return False  # counted anew by each process: a wait that is too long does no harm
         node = self._live(state, doomed.key)
         return node is None or _is_there(node, doomed.key)
 
@@ -76,6 +78,11 @@ class Deletions:
         finally:
             self.busy_keys.discard(doomed.key)
 
+    def _is_doomed(self, what: object) -> bool:
+        assert isinstance(what, tuple)
+        doomed = self.ledger.state.doomed.get(what[0])
+        return doomed is not None and doomed.since_ns == what[1]
+
     def _live(self, state: State, key: bytes) -> Node | None:
         """The node that stands under the key's path, if it has or will get an object of its own."""
         if not key.startswith(state.prefix):
@@ -90,7 +97,7 @@ class Deletions:
         if doomed.etag == EMPTY:
             return info.size == 0
         tagged = any(name.lower() == TAG for name in info.metadata)
-        return tagged if doomed.etag == OURS else info.etag == doomed.etag
+        return info.etag == doomed.etag or (tagged and (doomed.etag == OURS or doomed.recheck))
 
     def _gone(self, step: Step, doomed: Doomed) -> None:
         now = self.ledger.state.doomed.get(doomed.key)

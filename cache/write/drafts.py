@@ -129,6 +129,7 @@ class Draft:
     syncing: threading.Lock = field(default_factory=threading.Lock)
     change: int = 0
     committed_change: int = 0
+    emptied_change: int = 0  # the last one that cut the file to nothing
     handles: int = 0
     writers: int = 0
     unlinked: bool = False
@@ -147,6 +148,11 @@ class Draft:
     @property
     def is_changed(self) -> bool:
         return self.change != self.committed_change
+
+    @property
+    def is_rewritten(self) -> bool:
+        """Whether the file was emptied (O_TRUNC) and not committed since: its record still has the content of before."""
+        return self.emptied_change > self.committed_change
 
     def _file_locked(self) -> DurableFile:
         """The data, opened when it is first needed."""
@@ -235,6 +241,8 @@ class Draft:
             self.size = size
             self.mtime_ns = mtime_ns
             self.change += 1
+            if not size:
+                self.emptied_change = self.change
             if file is not None:
                 had_leftovers, self.has_leftovers = self.has_leftovers, True  # until the tier has cut them off
                 file.truncate(size)

@@ -109,6 +109,7 @@ class Ledger:
             for record in found:
                 assert record.body is not None
                 self._take_locked(record.key, record.revision, record.body)
+            self.state.order_by_age()
             self._sequence = sequence
 
     def fence(self, writer: int, *, all_steps: bool) -> None:

@@ -293,34 +293,46 @@ class Operations:
     ) -> None:
         """Take a name away from its node or listed object."""
         covers = shown is not None
+        is_folder = node is not None and node.kind == Kind.DIRECTORY
         if node is not None:
-            covers = node.covers or node.remote is not None or node.id in state.attempt_of
+            key = state.key_of(node)
+            covers = node.covers or node.remote is not None or node.id in state.attempt_of or key in state.doomed
             step.remove(node, recorded=node.is_recorded)
             if node.remote is not None:
-                self._doom(step, state, node.remote.key, EMPTY if node.kind == Kind.DIRECTORY else node.remote.etag)
+                self._doom(step, state, node.remote.key, EMPTY if is_folder else node.remote.etag)
+            if is_folder and key is not None:
+                self._doom(step, state, key, EMPTY)
             if node.inline and node.data and not keep_inline:
                 step.drop_inline.append(node.data)
         elif isinstance(shown, Listed):
             remote = Remote.of(shown.version)
             self._doom(step, state, remote.key, remote.etag)
-        if covers and parent.lower is not None:
-            step.put(Node(0, parent.id, name, Kind.WHITEOUT, ctime_ns=self.now_ns(), generation=1))
+        if is_folder or (covers and parent.lower is not None):
+            self._white_out(step, parent, name)
 
     def _vacate_folder(self, step: Step, state: State, parent: Node, name: bytes, node: Node | None) -> None:
+        markers = set()
         if node is not None:
             for child in list(state.children.get(node.id, {}).values()):
                 if child.kind != Kind.WHITEOUT:
                     raise OSError(errno.ENOTEMPTY, "folder is not empty", os.fsdecode(name))
                 step.remove(child)
-            marker = node.remote.key if node.remote is not None else node.lower
-            covers = node.covers or node.remote is not None or node.id in state.attempt_of
+            markers = {state.key_of(node), node.lower, node.remote.key if node.remote is not None else None}
             step.remove(node)
-        else:
-            marker, covers = None if parent.lower is None else parent.lower + name + b"/", True
-        if marker is not None:
+        elif parent.lower is not None:
+            markers = {parent.lower + name + b"/"}
+        for marker in markers - {None}:
+            assert marker is not None
             self._doom(step, state, marker, EMPTY)
-        if covers and parent.lower is not None:
-            step.put(Node(0, parent.id, name, Kind.WHITEOUT, ctime_ns=self.now_ns(), generation=1))
+        self._white_out(step, parent, name)
+
+    def _white_out(self, step: Step, parent: Node, name: bytes) -> None:
+        """Hide what the listing may show under a name.
+
+        Of a folder also below an opaque one: what was in it may still be in the bucket, and stores that are file systems inside
+        show a folder for a while after its last key went, when the one above may be opaque no more.
+        """
+        step.put(Node(0, parent.id, name, Kind.WHITEOUT, ctime_ns=self.now_ns(), generation=1))
 
     def _place(
         self, step: Step, node: Node, parent: Node, name: bytes, *, covers: bool, keep_remote: bool = False

@@ -3,7 +3,10 @@
 The rename itself moved one node; the folder's `lower` still names the old prefix, so that everything is seen under the new
 name. Here each object that the view still takes from the old prefix gets a node of its own (base = the old object, nothing
 stored), and the ordinary writeback copies it on the server's side and dooms the old key. When the old prefix shows nothing more,
-`lower` becomes the folder's own prefix.
+`lower` goes, and comes back as the folder's own prefix when nothing of the past can be seen there (`Retirement`).
+
+A folder below that had been moved before may show yet another prefix; it is gone through for itself. Until a walk has ended, nothing
+new is uploaded under the old prefix that would be taken for a part of the folder (`State.shows_elsewhere`).
 
 All state is nodes, so a crash at any point is taken up again by walking the prefix once more. At most `OUTSTANDING` nodes are
 made ahead of the copies.
@@ -11,7 +14,9 @@ made ahead of the copies.
 
 import asyncio
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 
 import msgspec
 
@@ -24,6 +29,7 @@ from .state import Below, State
 
 OUTSTANDING = 2000
 BATCH = 500
+ROOM_WAIT_S = 5.0
 
 
 @dataclass(slots=True)
@@ -56,12 +62,17 @@ class Relocation:
         await self.ledger.run_async(lambda step: self._finish(step, folder))
 
     async def _wait_for_room(self) -> None:
-        while len(self.ledger.state.dirty) > OUTSTANDING:
-            self.progress.clear()
-            await self.progress.wait()
+        """Bounded: where two folders changed places, the uploads that would make room may wait for this walk."""
+        try:
+            async with asyncio.timeout(ROOM_WAIT_S):
+                while len(self.ledger.state.dirty) > OUTSTANDING:
+                    self.progress.clear()
+                    await self.progress.wait()
+        except TimeoutError:
+            pass
 
     async def _mark_moved(self, folder_id: int) -> None:
-        """Clean nodes below that are in the bucket under an older path become dirty."""
+        """Clean nodes below that are in the bucket under an older path become dirty; folders that were moved before, movers of their own."""
 
         def mark(step: Step) -> int:
             state = self.ledger.state
@@ -69,6 +80,11 @@ class Relocation:
             if folder is None:
                 return 0
             marked = 0
+            for stranger in list(islice(_strangers(state, folder), BATCH)):
+                step.put(msgspec.structs.replace(_dirty(stranger, self.operations), moving=True))
+                marked += 1
+            if marked == BATCH:
+                return marked
             for node in state.below(folder):
                 if node.kind == Kind.WHITEOUT or node.is_dirty or node.remote is None:
                     continue
@@ -117,27 +133,41 @@ class Relocation:
                 step.put(Doomed(key, EMPTY, self.operations.now_ns(), writer=self.operations.writer))
 
     def _finish(self, step: Step, folder: Node) -> None:
-        """Everything has a node: from now on the folder's own prefix shows through."""
+        """Everything has a node: from now on the old prefix is not looked at any more."""
         state = self.ledger.state
         now = state.by_id.get(folder.id)
         if now is None or now.parent != folder.parent or now.name != folder.name or now.lower != folder.lower:
             return
         old = folder.lower
-        # What is still to be deleted under the new prefix must not show: the folder stays opaque until it is.
-        step.put(msgspec.structs.replace(now, moving=False, lower=_clear_prefix(state, now)))
-        if old is None:
+        if old is not None and old == state.key_of(now):
+            step.put(msgspec.structs.replace(now, moving=False))  # moved and moved back: nothing had to be gone through
             return
-        for node in state.below(now):
-            if node.kind == Kind.DIRECTORY and node.lower is not None and node.lower.startswith(old):
-                step.put(msgspec.structs.replace(node, lower=_clear_prefix(state, node)))
+        # Opaque, because of what is still to be deleted under the new prefix, or was listed there before: see `Retirement`.
+        step.put(msgspec.structs.replace(now, moving=False, lower=None))
+        for node in list(_following(state, now, old)):
+            step.put(msgspec.structs.replace(node, lower=None))
 
 
-def _clear_prefix(state: State, folder: Node) -> bytes | None:
-    """A folder's own prefix, if nothing below it waits to be deleted."""
-    own = state.key_of(folder)
-    if own is None or state.doomed_below[own]:
-        return None
-    return own
+def _following(state: State, folder: Node, lower: bytes | None) -> Iterator[Node]:
+    """The folder nodes below that show what a folder with this `lower` shows at their place. Those moved for themselves do not."""
+    if lower is None:
+        return
+    for name, child in state.children.get(folder.id, {}).items():
+        if child.kind == Kind.DIRECTORY and not child.moving and child.lower == lower + name + b"/":
+            yield child
+            yield from _following(state, child, child.lower)
+
+
+def _strangers(state: State, folder: Node) -> Iterator[Node]:
+    """The folder nodes below that show another prefix than their own, and are not gone through together with the one above."""
+    for name, child in state.children.get(folder.id, {}).items():
+        if child.kind != Kind.DIRECTORY or child.moving:
+            continue
+        follows = folder.lower is not None and child.lower == folder.lower + name + b"/"
+        if child.lower is not None and not follows and child.lower != state.key_of(child):
+            yield child
+        else:
+            yield from _strangers(state, child)
 
 
 def _dirty(node: Node, operations: Operations) -> Node:

@@ -11,12 +11,13 @@ Dirty data is never touched. Everything is done in small steps, each a commit.
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Protocol
 
 import msgspec
 
+from .ages import Ages
 from .drafts import Draft
 from .ledger import Ledger, Step
 from .nodes import Kind, Node
@@ -50,9 +51,9 @@ class Retirement:
     drafts: dict[int, Draft]
     delete_data: Callable[[str], None]
     listing: Listing | None
-    now_ns: Callable[[], int]
     in_use: Callable[[int], bool]
     evicted_bytes: int = 0
+    _ages: Ages = field(default_factory=Ages)
 
     def is_due(self) -> bool:
         state = self.ledger.state
@@ -69,6 +70,8 @@ class Retirement:
                 pass
         if self.listing is None:
             return
+        with self.ledger.locked() as state:
+            self._ages.forget(len(state.whiteouts) + len(state.opaque), self._is_there)
         await self.ledger.run_async(self._drop_whiteouts)
         if len(self.ledger.state.clean) > self.options.max_clean_records:
             await self.ledger.run_async(self._drop_nodes)
@@ -79,7 +82,13 @@ class Retirement:
             await self._open_up(folder_id, self.listing)
 
     def _is_young(self, node: Node) -> bool:
-        return 0 <= self.now_ns() - node.ctime_ns < self.options.retire_after_s * 1e9
+        what = (node.parent, node.name, node.ctime_ns)
+        return self._ages.age_s(what) < self.options.retire_after_s
+
+    def _is_there(self, what: object) -> bool:
+        assert isinstance(what, tuple)
+        node = self.ledger.state.child(what[0], what[1])
+        return node is not None and node.ctime_ns == what[2]
 
     def _is_above(self, limit_bytes: int) -> bool:
         state = self.ledger.state
@@ -121,9 +130,14 @@ class Retirement:
                 state.whiteouts[parent, name] = state.whiteouts.pop((parent, name))
                 continue
             folder = state.by_id.get(parent)
-            if folder is not None and folder.lower is not None:
-                key = folder.lower + name
-                if key in state.doomed or state.doomed_below[key + b"/"] or not self.listing.agrees(key, None):
+            if folder is not None:
+                key = (folder.lower or b"") + name
+                if (
+                    folder.lower is None
+                    or key in state.doomed
+                    or state.doomed_below[key + b"/"]
+                    or not self.listing.agrees(key, None)
+                ):
                     # Behind the others, so that each has its turn.
                     state.whiteouts[parent, name] = state.whiteouts.pop((parent, name))
                     continue
@@ -173,6 +187,6 @@ class Retirement:
                 return None
             above = state.by_id.get(above.parent)
         own = state.key_of(folder)
-        if own is None or state.doomed_below[own]:
+        if own is None or state.doomed_below[own] or state.is_left_behind(own):
             return None
         return own

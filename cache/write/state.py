@@ -38,8 +38,10 @@ class State:
         self.clean: dict[int, None] = {}
         self.whiteouts: dict[tuple[int, bytes], None] = {}
         self.held: dict[int, None] = {}  # clean, with data in the write tier
+        self.movers: dict[int, None] = {}  # folders that were moved, and what they show not yet
         self.opaque: dict[int, None] = {}  # folders that show nothing of the listing
         self.base_users: dict[bytes, set[int]] = {}
+        self.lowers: dict[bytes, set[int]] = {}  # the folders that show a key prefix
         self.remote_holders: dict[bytes, int] = {}
         # When entries of a folder last changed, for its modification time; known for as long as the process lives.
         self.touched: dict[int, int] = {}
@@ -116,6 +118,10 @@ class State:
             return self.tier_mark
         return self.writers.get(int(rest))
 
+    def order_by_age(self) -> None:
+        """Put what is dirty in the order of becoming so, after records were loaded in theirs."""
+        self.dirty = dict.fromkeys(sorted(self.dirty, key=lambda node_id: self.by_id[node_id].dirty_since_ns))
+
     def _put_node(self, node: Node) -> Node | None:
         folder = self.children.setdefault(node.parent, {})
         old = folder.get(node.name)
@@ -158,10 +164,16 @@ class State:
             self.held_bytes += node.stored_bytes
         if node.kind == Kind.DIRECTORY:
             self.folder_changes += 1
+        if node.moving:
+            self.movers.setdefault(node.id)
+        else:
+            self.movers.pop(node.id, None)
         if node.kind == Kind.DIRECTORY and node.lower is None:
             self.opaque.setdefault(node.id)
         else:
             self.opaque.pop(node.id, None)
+        if node.lower is not None:
+            self.lowers.setdefault(node.lower, set()).add(node.id)
         if node.base is not None:
             self.base_users.setdefault(node.base.key, set()).add(node.id)
         if node.remote is not None:
@@ -182,8 +194,14 @@ class State:
                 self.clean.pop(node.id, None)
                 self.held.pop(node.id, None)
                 self.opaque.pop(node.id, None)
+                self.movers.pop(node.id, None)
                 if node.kind == Kind.DIRECTORY:
                     self.touched.pop(node.id, None)
+        if node.lower is not None:
+            folders = self.lowers[node.lower]
+            folders.discard(node.id)
+            if not folders:
+                del self.lowers[node.lower]
         if node.base is not None:
             users = self.base_users[node.base.key]
             users.discard(node.id)
@@ -240,6 +258,32 @@ class State:
             return True
         return any(prefix[:-1] in self.doomed for prefix in _prefixes(key))
 
+    def shows_elsewhere(self, key: bytes) -> bool:
+        """Whether an object under `key` would be seen in a folder that was moved away from there and still shows its old prefix."""
+        for prefix in _prefixes(key):
+            for folder_id in self.lowers.get(prefix, ()):
+                folder = self.by_id[folder_id]
+                path = self.path_of(folder)
+                if path is None or self.key_of(folder) == prefix:
+                    continue
+                below = key[len(prefix) :].rstrip(b"/")
+                if not below or self.resolve(path + b"/" + below) == Below(key.rstrip(b"/")):
+                    return True
+        return False
+
+    def is_left_behind(self, prefix: bytes) -> bool:
+        """Whether something under a key prefix, or above it, belongs to a folder that was moved away and not gone through yet."""
+        for folder_id in self.movers:
+            folder = self.by_id[folder_id]
+            lower = folder.lower
+            if (
+                lower is not None
+                and (lower.startswith(prefix) or prefix.startswith(lower))
+                and lower != self.key_of(folder)
+            ):
+                return True
+        return False
+
     def below(self, node: Node) -> Iterator[Node]:
         """All nodes below a folder node, whiteouts too, parents before children."""
         stack = [node.id]
@@ -263,6 +307,7 @@ class State:
         files = [n for n in real if n.is_recorded and n.kind != Kind.DIRECTORY]
         assert set(self.clean) == {n.id for n in files if not n.is_dirty}
         assert set(self.held) == {n.id for n in files if not n.is_dirty and n.data}
+        assert set(self.movers) == {n.id for n in real if n.moving}
         assert set(self.opaque) == {n.id for n in real if n.kind == Kind.DIRECTORY and n.lower is None}
         assert self.dirty_bytes == sum(n.stored_bytes for n in real if n.is_dirty)
         assert self.held_bytes == sum(n.stored_bytes for n in real if not n.is_dirty)
@@ -271,6 +316,17 @@ class State:
             if node.base is not None:
                 users.setdefault(node.base.key, set()).add(node.id)
         assert self.base_users == users
+        lowers: dict[bytes, set[int]] = {}
+        for node in real:
+            if node.lower is not None:
+                lowers.setdefault(node.lower, set()).add(node.id)
+        assert self.lowers == lowers
+        for node in real:
+            above = self.by_id.get(node.parent, self.root)
+            follows = above.lower is not None and node.lower == above.lower + node.name + b"/"
+            assert node.lower in (None, self.key_of(node)) or node.moving or follows, (
+                f"{node.name!r} shows {node.lower!r}"
+            )
         for key, holder in self.remote_holders.items():
             remote = self.by_id[holder].remote
             assert remote is not None

@@ -175,6 +175,8 @@ class Uploads:
             return None
         if any(attempt.key == key for attempt in state.attempts.values()):
             return None  # of another node, and of unknown outcome: what the key holds is not known before it is settled
+        if state.shows_elsewhere(key):
+            return None  # a folder that was here has not been gone through yet: it would be taken for its own
         if state.is_in_the_way(key):
             return None  # stores that are file systems inside need the old file or folder of that name gone first
         attempt = Attempt(
@@ -432,6 +434,10 @@ class Uploads:
             fields["base"] = published  # the version it was made from is overwritten; this one holds the same bytes
         if state.key_of(node) != published.key:
             self._doom(step, state, published.key, published.etag)
+            if node.remote is not None and node.remote.key == published.key:
+                fields["remote"] = (
+                    None  # a folder above was renamed; what it had there is overwritten, and doomed by now
+                )
         else:
             old = node.remote
             if old is not None and old.key != published.key and state.remote_holders.get(old.key) == node.id:
@@ -439,6 +445,10 @@ class Uploads:
             doomed = state.doomed.get(published.key)
             if doomed is not None:
                 step.remove(doomed)
+            holder = state.by_id.get(state.remote_holders.get(published.key, node.id))
+            if holder is not None and holder.id != node.id:
+                # It was renamed before it was uploaded anew; what it had here is overwritten now, and not its to delete any more.
+                step.put(msgspec.structs.replace(holder, remote=None))
             fields["remote"] = published
             if node.generation == attempt.generation:
                 if not node.moving:
@@ -464,10 +474,10 @@ class Uploads:
         """End an attempt that was not applied. If it may still be, its key is looked at once more later."""
         state = self.ledger.state
         step.remove(state.attempts.get(attempt.nonce, attempt))
-        node = state.by_id.get(attempt.node)
-        if unclear and (node is None or state.key_of(node) != attempt.key) and attempt.key not in state.doomed:
+        if unclear:
+            known = state.doomed.get(attempt.key)
             # Not every store keeps the tag of a folder's marker (SeaweedFS drops it), so that a marker is known by being empty.
-            meant = EMPTY if attempt.key.endswith(b"/") else OURS
+            meant = EMPTY if attempt.key.endswith(b"/") else OURS if known is None else known.etag
             step.put(Doomed(attempt.key, meant, self.operations.now_ns(), recheck=True, writer=self.operations.writer))
 
     async def _lost_condition(self, plan: Plan, error: ObjectChanged) -> None:
@@ -482,6 +492,11 @@ class Uploads:
             # such a one ends with its last key. One empty marker more makes it stay in both cases.
             metadata = metadata_of(plan.node, attempt.tag)
             await self._finish(plan, await self.store.put(os.fsdecode(attempt.key), b"", metadata=metadata))
+            return
+        if info is not None and (_tag(info) or "").startswith(f"{attempt.node:x}."):
+            # An upload of this same file whose answer was lost, and that arrived after it had been looked for.
+            await self._abort(attempt)
+            await self.ledger.run_async(lambda step: self._expect(step, plan, self._remote(info)))
             return
         if info is None and plan.expected is None:
             await self._free_name(attempt.key)
@@ -531,6 +546,14 @@ class Uploads:
         found = self._remote(source)
         remote = found if node.remote is not None and node.remote.key == found.key else node.remote
         step.put(msgspec.structs.replace(node, base=found, base_limit=found.size, size=found.size, remote=remote))
+
+    def _expect(self, step: Step, plan: Plan, found: Remote) -> None:
+        """End an attempt that met our own, older object; the next one replaces it."""
+        state = self.ledger.state
+        step.remove(state.attempts.get(plan.attempt.nonce, plan.attempt))
+        node = state.by_id.get(plan.attempt.node)
+        if node is not None and state.key_of(node) == plan.attempt.key:
+            step.put(msgspec.structs.replace(node, remote=found))
 
     def _conflict(self, step: Step, plan: Plan, found: ObjectInfo | None) -> None:
         state = self.ledger.state

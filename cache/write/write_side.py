@@ -21,6 +21,7 @@ import os
 import secrets
 import time
 from collections.abc import Callable
+from itertools import islice
 from types import TracebackType
 
 from ...errors import (
@@ -103,7 +104,6 @@ class WriteSide:
         self.writers = Writers(self.ledger, writer, what, lease_s=self.options.lease_s) if records.is_shared else None
         require_time = self.writers.require_time if self.writers is not None else _always
         self.operations = Operations(writer, now_ns, file_attributes, folder_attributes)
-        self._now_ns = now_ns
         self._read_base: ReadBase = read_base or store.get_range
         self.files = OpenFiles(self.ledger, self.operations, tier, self.options, {}, lambda: self.writeback.noticed())
         self.uploads = Uploads(
@@ -111,11 +111,11 @@ class WriteSide:
             ByteBudget(self.options.upload_parts * self.options.part_bytes), require_time, watches=self.files.watches,
         )  # fmt: skip
         self.deletions = Deletions(
-            self.ledger, store, self.options, now_ns, self._keys_read, self.uploads.busy_keys, require_time
+            self.ledger, store, self.options, self._keys_read, self.uploads.busy_keys, require_time
         )
         self.relocation = Relocation(self.ledger, self.operations, store)
         self.retirement = Retirement(
-            self.ledger, self.options, self.files.drafts, self.files.delete_data, listing, now_ns, in_use
+            self.ledger, self.options, self.files.drafts, self.files.delete_data, listing, in_use
         )
         self.writeback = Writeback(
             self.ledger, self.uploads, self.deletions, self.relocation, self.retirement, self.options, now_ns,
@@ -414,13 +414,13 @@ class WriteSide:
     def status(self) -> WriteStatus:
         room = self.room.room
         with self.ledger.locked() as state:
-            oldest = min((state.by_id[i].dirty_since_ns for i in list(state.dirty)[:1000]), default=0)
+            oldest_age_s = max((self.writeback.age_s(state.by_id[i]) for i in islice(state.dirty, 1000)), default=0.0)
             return WriteStatus(
                 tier=self.tier.label, records=self.records.label,
                 dirty_files=len(state.dirty), dirty_bytes=state.dirty_bytes,
                 dirty_limit_bytes=self.options.max_dirty_bytes,
                 buffered_bytes=self.files.buffered_bytes, held_bytes=state.held_bytes,
-                oldest_age_s=max(self._now_ns() - oldest, 0) / 1e9 if oldest else 0.0,
+                oldest_age_s=oldest_age_s,
                 doomed=len(state.doomed), running=len(self.writeback.running),
                 uploading=len(self.uploads.active), uploading_bytes=sum(self.uploads.uploading_bytes.values()),
                 open_files=len(self.files.drafts),
@@ -499,8 +499,9 @@ class WriteSide:
         return draft.writers if draft is not None else 0
 
     async def _sync_open(self, node_id: int) -> None:
+        """Commit a file that has been dirty for too long while open; one that is being written anew keeps what it held until it is closed."""
         draft = self.files.drafts.get(node_id)
-        if draft is not None:
+        if draft is not None and not draft.is_rewritten:
             await asyncio.to_thread(self.files.sync, draft)
 
     def _is_below(self, node_id: int, path: bytes | None) -> bool:

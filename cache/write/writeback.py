@@ -15,9 +15,10 @@ from dataclasses import dataclass, field
 from itertools import chain, islice
 
 from ...errors import ForebayError, StoreUnavailable
+from .ages import Ages
 from .deletions import Deletions
 from .ledger import Ledger
-from .nodes import Doomed, Kind
+from .nodes import Doomed, Kind, Node
 from .options import WriteOptions
 from .relocation import Relocation
 from .retirement import Retirement
@@ -70,6 +71,7 @@ class Writeback:
     paused_reason: str = ""
     running: dict[object, asyncio.Task[None]] = field(default_factory=dict)
     _pauses: int = 0
+    _ages: Ages = field(default_factory=Ages)
     _next_retirement: float = 0.0
     _next_pruning: float = 0.0
     _loop: asyncio.AbstractEventLoop | None = None
@@ -208,11 +210,11 @@ class Writeback:
             ):
                 return False
             oldest = state.by_id[next(iter(state.dirty))]
-        return 0 <= self.now_ns() - oldest.dirty_since_ns < (options.writeback_delay_s + PATIENCE_S) * 1e9
+            return self.age_s(oldest) < options.writeback_delay_s + PATIENCE_S
 
     def _choose_nodes_locked(self, free: int, now: float) -> list[tuple[int, bool]]:
         state = self.ledger.state
-        now_ns = self.now_ns()
+        self._ages.forget(len(state.dirty), self._is_dirty)
         chosen: list[tuple[int, bool]] = []
         seen: set[int] = set()
         done: list[int] = []
@@ -227,17 +229,29 @@ class Writeback:
             if node_id in seen or what in self.running or not self._is_due(what, now):
                 continue
             seen.add(node_id)
-            age_s = (now_ns - node.dirty_since_ns) / 1e9
-            if age_s < 0:  # the clock was set back
-                age_s = self.options.max_dirty_age_s
+            age_s = self.age_s(node)
             if node_id not in self.urgent:
                 if age_s < self.options.writeback_delay_s and node.kind == Kind.FILE:
                     break  # those behind it are younger
-                if self.writer_count(node_id) and age_s < self.options.max_dirty_age_s:
+                if self._is_being_written(node):
                     continue
             chosen.append((node_id, node.moving))
         self.urgent.difference_update(done)
         return chosen
+
+    def age_s(self, node: Node) -> float:
+        """How long a node has been dirty, as far as this process knows; the wall clock counts for the time before."""
+        before_s = (self.now_ns() - node.dirty_since_ns) / 1e9
+        return self._ages.age_s((node.id, node.dirty_since_ns), before_s=before_s)
+
+    def _is_dirty(self, what: object) -> bool:
+        assert isinstance(what, tuple)
+        node = self.ledger.state.by_id.get(what[0])
+        return node is not None and node.dirty_since_ns == what[1]
+
+    def _is_being_written(self, node: Node) -> bool:
+        """Whether a file is open and should rest until it is closed, or has been dirty for too long."""
+        return bool(self.writer_count(node.id)) and self.age_s(node) < self.options.max_dirty_age_s
 
     def _is_due(self, what: object, now: float) -> bool:
         failure = self.failures.get(what)
@@ -247,6 +261,10 @@ class Writeback:
 
     async def _upload(self, node_id: int) -> None:
         if self.writer_count(node_id):
+            with self.ledger.locked() as state:
+                node = state.by_id.get(node_id)
+                if node is None or (node_id not in self.urgent and self._is_being_written(node)):
+                    return  # opened since it was chosen: what is written now is not for us to commit
             await self.sync_open(node_id)
         if not await self.uploads.upload(node_id):
             # It has to wait for another file or deletion; look again in a while.

@@ -4,6 +4,8 @@
 for a look at everything. The listing here is the bucket itself, never a cached one.
 """
 
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,7 +51,7 @@ class Lab:
     @classmethod
     async def start(
         cls, folder: Path, bucket: MultipartBucket, prefix: bytes = b"", *, records: Records | None = None,
-        what: str = "", **options: Any,
+        what: str = "", now_ns: Callable[[], int] = time.time_ns, **options: Any,
     ) -> "Lab":  # fmt: skip
         """`records` are ones that others share; without, they are in the folder. If starting fails nothing is left open."""
         side = WriteSide(
@@ -60,6 +62,7 @@ class Lab:
             listing=BucketListing(bucket),
             prefix=prefix,
             options=WriteOptions(**{**QUICK, **options}),
+            now_ns=now_ns,
         )
         try:
             await side.start()

@@ -19,7 +19,8 @@ from forebay.tiers.stores import StoreOptions
 from forebay.tiers.stores.s3 import S3Store
 
 NAMES = ["a", "b", "c", "d"]
-FOLDERS = ["", "x/", "x/y/", "z/"]
+FOLDERS = ["x", "y", "z"]
+DEPTH = 3
 SIZES = [0, 10, 5_000, 40_000, 400_000, 9_000_000]
 FOLDER = None
 LIFETIME_S = 300
@@ -40,44 +41,36 @@ def open_side(folder: Path, url: str, bucket: str) -> WriteSide:
 
 
 def choose(rng: random.Random, model: Model) -> list[str]:
-    """The next operation that makes sense, as words."""
+    """The next operation that makes sense, as words. Folders have names of their own, and 40 % of renames are of folders."""
     while True:
-        path = rng.choice(FOLDERS) + rng.choice(NAMES)
-        other = rng.choice(FOLDERS) + rng.choice(NAMES)
-        action = rng.choice(["write", "write", "write", "append", "rename", "rename", "unlink", "mkdir"])
-        if not parent_is_there(model, path):
-            path = path.rpartition("/")[0]
-            action = "mkdir"
-            if path in model or not parent_is_there(model, path):
-                continue
-        if action == "mkdir" and path not in model:
-            return ["mkdir", path]
-        if action == "write" and (path not in model or model[path] is not FOLDER):
+        action = rng.choice(["write", "write", "write", "append", "rename", "rename", "unlink", "mkdir", "rmdir"])
+        of_folders = action in ("mkdir", "rmdir") or (action == "rename" and rng.random() < 0.4)
+        folders = ["", *(f"{path}/" for path, data in model.items() if data is FOLDER)]
+        names = FOLDERS if of_folders else NAMES
+        path, other = (rng.choice(folders) + rng.choice(names) for _ in range(2))
+        there = path in model
+        if action == "write":
             return ["write", path, str(rng.randrange(1 << 30)), str(rng.choice(SIZES))]
-        if action == "append" and model.get(path) is not None:
+        if action == "mkdir" and not there and path.count("/") < DEPTH:
+            return ["mkdir", path]
+        if action == "append" and there:
             return ["append", path, str(rng.randrange(1 << 30)), str(rng.choice(SIZES[:-1]))]
-        if action == "unlink" and model.get(path) is not None:
+        if action == "unlink" and there:
             return ["unlink", path]
-        if action == "rename" and path in model and is_renamable(model, path, other):
+        if action == "rmdir" and there and not is_full(model, path):
+            return ["rmdir", path]
+        if action == "rename" and there and is_renamable(model, path, other):
             return ["rename", path, other]
 
 
-def parent_is_there(model: Model, path: str) -> bool:
-    folder = path.rpartition("/")[0]
-    return not folder or (folder in model and model[folder] is FOLDER)
+def is_full(model: Model, folder: str) -> bool:
+    return any(path.startswith(folder + "/") for path in model)
 
 
 def is_renamable(model: Model, path: str, other: str) -> bool:
-    if (
-        path == other
-        or other.startswith(path + "/")
-        or path.startswith(other + "/")
-        or not parent_is_there(model, other)
-    ):
+    if path == other or other.startswith(path + "/") or path.startswith(other + "/"):
         return False
-    if other not in model:
-        return True
-    return (model[path] is FOLDER) == (model[other] is FOLDER) and not any(one.startswith(other + "/") for one in model)
+    return other not in model or not is_full(model, other)
 
 
 def apply(model: Model, words: list[str]) -> Model:
@@ -92,7 +85,7 @@ def apply(model: Model, words: list[str]) -> Model:
         old = model[path]
         assert old is not None
         model[path] = old + content(int(words[2]), int(words[3]))
-    elif action == "unlink":
+    elif action in ("unlink", "rmdir"):
         del model[path]
     else:
         moved = {one: model.pop(one) for one in list(model) if one == path or one.startswith(path + "/")}
@@ -106,6 +99,8 @@ def perform(side: WriteSide, words: list[str]) -> None:
         side.mkdir(path, Attributes(0o755, 0, 0))
     elif action == "unlink":
         side.unlink(path)
+    elif action == "rmdir":
+        side.rmdir(path)
     elif action == "rename":
         side.rename(path, words[2].encode())
     else:

@@ -1,5 +1,6 @@
 """What a crash may leave behind of changes that were on their way, and what it never does."""
 
+import asyncio
 import random
 from pathlib import Path
 
@@ -73,4 +74,39 @@ async def test_bytes_that_were_never_synced_do_not_turn_up_in_holes(tmp_path: Pa
     assert await lab.read(b"f") == bytes(expected)
     lab = await after_a_crash(lab)
     assert await lab.read(b"f") == bytes(expected)
+    await lab.side.close()
+
+
+async def test_a_file_that_is_written_anew_keeps_its_content_until_it_is_closed(tmp_path: Path) -> None:
+    """Nothing in the background commits the half of it: neither an upload that was chosen before it was opened, nor its age."""
+    bucket = MultipartBucket()
+    lab = await Lab.start(tmp_path, bucket, max_dirty_age_s=0.0)
+    bucket.fault = lambda kind, key: Fault.REFUSE
+    lab.write(b"f", DURABLE)
+    lab.write(b"log", b"one")
+    file = lab.side.open(b"f", writable=True, truncate=True)
+    file.write(0, b"half")
+    log = lab.side.open(b"log", writable=True)
+    log.append(b" two")
+    bucket.fault = lambda kind, key: None
+    lab.side.writeback.retry_now()
+    async with asyncio.timeout(60):
+        while bucket.contents().get("log") != b"one two":  # noqa: ASYNC110 (what is waited for has no event)
+            await asyncio.sleep(0.01)
+    await lab.side.writeback._upload(file.node_id)
+    lab = await after_a_crash(lab)
+    assert await lab.read(b"f") == DURABLE
+    await lab.side.close()
+
+
+async def test_an_upload_that_was_chosen_before_its_file_was_opened_leaves_it_alone(tmp_path: Path) -> None:
+    bucket = MultipartBucket()
+    lab = await Lab.start(tmp_path, bucket, writeback_delay_s=30.0)
+    lab.write(b"f", b"first")
+    file = lab.side.open(b"f", writable=True)
+    file.write(0, b"FI")
+    await lab.side.writeback._upload(file.node_id)
+    assert file.draft.is_changed
+    assert bucket.contents() == {}
+    file.release()
     await lab.side.close()
