@@ -498,6 +498,14 @@ class Uploads:
             await self._abort(attempt)
             await self.ledger.run_async(lambda step: self._expect(step, plan, self._remote(info)))
             return
+        base = plan.node.base
+        if plan.node.is_base and base is not None:
+            # It may have been the source of the copy that is not what it was.
+            source = info if base.key == attempt.key else await self.store.head(os.fsdecode(base.key))
+            if source is None or source.etag != base.etag:
+                self.counts.conflicts += 1
+                await self.ledger.run_async(lambda step: self._follow_source(step, plan, source))
+                return
         if info is None and plan.expected is None:
             await self._free_name(attempt.key)
             await self._give_up(attempt)
@@ -507,12 +515,6 @@ class Uploads:
             ) from error
         await self._abort(attempt)
         self.counts.conflicts += 1
-        base = plan.node.base
-        if plan.node.is_base and base is not None:
-            source = info if base.key == attempt.key else await self.store.head(os.fsdecode(base.key))
-            if source is None or source.etag != base.etag:
-                await self.ledger.run_async(lambda step: self._follow_source(step, plan, source))
-                return
         await self.ledger.run_async(lambda step: self._conflict(step, plan, info))
         logger.warning("conflict: %s (%s)", os.fsdecode(attempt.key), error)
 

@@ -487,3 +487,18 @@ async def test_the_time_that_a_folder_was_given_stays(lab: Lab) -> None:
     node = lab.side.set_attributes(b"d", mtime_ns=1_000_000_000)
     assert node.mtime_ns == 1_000_000_000
     assert node.id not in lab.side.state.touched
+
+
+@pytest.mark.parametrize("fate", ["replaced", "deleted"])
+async def test_a_renamed_object_that_others_changed_meanwhile_is_followed(lab: Lab, fate: str) -> None:
+    lab.bucket.write("f", b"first")
+    lab.bucket.fault = lambda kind, key: Fault.REFUSE
+    lab.rename(b"f", b"g")
+    if fate == "replaced":
+        lab.bucket.write("f", b"theirs")
+    else:
+        del lab.bucket.objects["f"]
+    lab.bucket.fault = lambda kind, key: None
+    await lab.side.flush(timeout_s=60)
+    assert lab.bucket.contents().get("g") == (b"theirs" if fate == "replaced" else None)
+    assert lab.side.uploads.counts.conflicts == 1
