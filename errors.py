@@ -168,6 +168,14 @@ class WriterReplaced(TierError):
     exit_code = 26
 
 
+class OpenElsewhere(TierError):
+    """Another mount has the file open for writing, and did not close it in time; the message names it."""
+
+    kind = "open_elsewhere"
+    exit_code = 27
+    errno = _errno.EBUSY
+
+
 # --- The mount and its commands. -------------------------------------------------------------------------
 
 

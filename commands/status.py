@@ -216,7 +216,14 @@ def _writes(write: Mapping[str, Any] | None) -> list[str]:
             dirty += f", {amounts.format_count(write['uploading'])} being sent"
     else:
         dirty = "all in the bucket"
+    if write["writeback_by"]:
+        dirty += f"; the writeback is done by {write['writeback_by']}"
     lines = [f"  writes  {dirty}"]
+    if write["stale_s"]:
+        since = amounts.format_duration(round(write["stale_s"], 1))
+        lines.append(
+            f"  writes  {write['records']} does not answer since {since}: names are served as they were last known"
+        )
     sent = f"{amounts.format_count(counts['files'])} files ({amounts.format_size(counts['sent_bytes'])})"
     if counts["copied_bytes"]:
         sent += f", {amounts.format_size(counts['copied_bytes'])} copied by the store"

@@ -144,7 +144,7 @@ class _Calls:
         return web.json_response({"retrying": True})
 
     def _written(self) -> WritePart:
-        if self._service.writing is None:
+        if self._service.writing is None or self._service.writing.side.is_follower:
             raise UsageError("nothing is written through this process", remedy="mount the bucket without --read-only")
         return self._service.writing
 

@@ -124,7 +124,8 @@ async def hold(request: Request, *, role: registry.Role, stopping: Stopping) -> 
                 view, kit = source.view, READ_ONLY
             else:
                 stack.push_async_callback(writing.close)
-                view, kit, options = writing.view, writing.kit, mount_options(settings, read_only=False)
+                view, kit = writing.view, writing.kit
+                options = mount_options(settings, read_only=settings.read_only)
             service.mount = await mount(
                 view, service.cache, where, source=name.text, options=options, facts=cache_facts(service.cache), kit=kit
             )

@@ -102,6 +102,25 @@ def _open_places(source: LiveSource, settings: config.Settings) -> tuple[Durable
         raise
 
 
+def _was_written(source: LiveSource, settings: config.Settings) -> bool:
+    if not is_shared(settings):
+        return False
+    from ..cache.write.records.mongo import MongoRecords
+
+    assert settings.meta_url is not None
+    return MongoRecords.exists(settings.meta_url, source.name.folder)
+
+
+def _require_tier(side: WriteSide) -> None:
+    """A follower must reach the data that it is to show. Raises UsageError."""
+    mark = side.state.tier_mark
+    if mark is not None and mark.identity != side.tier.identity:
+        raise UsageError(
+            f"what is written to the bucket is kept in {mark.label} on {mark.host} until it is uploaded, not in {side.tier.label}",
+            remedy="give that --write-tier, or mount without --meta-url to see only what is in the bucket",
+        )
+
+
 class WritePart:
     """Made by `open`, before the mount; closed after the unmount."""
 
@@ -115,11 +134,14 @@ class WritePart:
     async def open(
         cls, source: Source, cache: BlockCache, settings: config.Settings, *, what: str
     ) -> "WritePart | None":
-        """The write part of a mount, or None for one that only reads. What a predecessor left dirty goes on from here.
+        """The write part of a mount. What a predecessor left dirty goes on from here.
 
-        `what` is what other writers of the bucket are told.
+        A read-only mount has one if it follows what other mounts write: if they ever did, and keep their records where it reaches
+        them. None for one that only reads. `what` is what other writers of the bucket are told.
         """
-        if settings.read_only or not isinstance(source, LiveSource) or not isinstance(source.store, MultipartStore):
+        if not isinstance(source, LiveSource) or not isinstance(source.store, MultipartStore):
+            return None
+        if settings.read_only and not await asyncio.to_thread(_was_written, source, settings):
             return None
 
         async def read_base(version: ObjectVersion, offset: int, size: int) -> Buffer:
@@ -130,6 +152,7 @@ class WritePart:
             source,
             settings,
             what=what,
+            is_follower=settings.read_only,
             read_base=read_base,
             listing=WrittenListing(source.namespace),
             in_use=lambda node_id: late["view"].in_use(node_id),
@@ -139,6 +162,8 @@ class WritePart:
         writing = late["writing"] = Writing(view, side)
         try:
             recovered = await side.start()
+            if settings.read_only:
+                await asyncio.to_thread(_require_tier, side)
         except BaseException:
             await side.close()
             raise

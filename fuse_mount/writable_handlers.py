@@ -99,7 +99,9 @@ class WritableHandlers(ReadOnlyHandlers):
 
     def open(self, ino: int, request: memoryview) -> Reply | Coroutine[Any, Any, Reply]:  # type: ignore[override]
         flags, _ = OPEN_IN.unpack_from(request, HEADER_BYTES)
-        return _then(self.writing.open(ino, flags), self._open_out)
+        return _then(
+            self.writing.open(ino, flags), lambda handle: self._open_out(handle, keep=self.writing.is_kept(ino))
+        )
 
     def create(self, parent: int, request: memoryview) -> Reply | Coroutine[Any, Any, Reply]:
         _, mode, _, _ = CREATE_IN.unpack_from(request, HEADER_BYTES)
@@ -215,8 +217,8 @@ class WritableHandlers(ReadOnlyHandlers):
     # --- inside -------------------------------------------------------------------------------------------
 
     @staticmethod
-    def _open_out(handle: int) -> bytes:
-        return OPEN_OUT.pack(handle, OpenFlag.KEEP_CACHE, 0)
+    def _open_out(handle: int, *, keep: bool = True) -> bytes:
+        return OPEN_OUT.pack(handle, OpenFlag.KEEP_CACHE if keep else 0, 0)
 
     @staticmethod
     def _attributes_of(request: memoryview, mode: int) -> Attributes:

@@ -63,7 +63,7 @@ class WritableOperations(ReadOnlyOperations):
     async def open(self, inode: int, flags: FlagT, ctx: RequestContext) -> FileInfo:
         handle = await _done(self.writing.open(inode, flags))
         self._ino_of[handle] = inode
-        return FileInfo(fh=FileHandleT(handle), keep_cache=True)
+        return FileInfo(fh=FileHandleT(handle), keep_cache=self.writing.is_kept(inode))
 
     @answered
     async def create(

@@ -13,8 +13,12 @@ changes itself, so what it keeps is right.
 
 Aliases are found lazily: background work (relocation, conflicts) makes and moves nodes without asking who knows them. So a live
 folder is matched with the tree once more whenever folder nodes have come or gone.
+
+**Where other mounts write too** (the records are shared), the kernel keeps no name: each lookup comes here, and waits until everything
+is known that was committed before it (`cache.write.freshness`). So whoever opens a file after another mount closed it sees that.
 """
 
+import errno
 import json
 import threading
 from collections.abc import Iterator, Mapping
@@ -51,6 +55,7 @@ class WritableView:
         self.live = live
         self.side = side
         self._state = side.state
+        self._is_shared = side.freshness is not None
         self._lock = threading.RLock()
         self._node_of: dict[int, int] = {ROOT_INO: ROOT_ID}
         self._ino_of: dict[int, int] = {ROOT_ID: ROOT_INO}
@@ -70,6 +75,8 @@ class WritableView:
     # --- Names. ------------------------------------------------------------------------------------------
 
     def peek(self, parent: int, name: bytes) -> Node | Absent | None:
+        if self._is_shared:
+            return None
         with self._lock:
             folder = self._folder(parent)
             if folder is not None:
@@ -81,6 +88,7 @@ class WritableView:
             return self._from_live(live) if isinstance(live, Node) else live
 
     async def lookup(self, parent: int, name: bytes) -> Node | Absent:
+        await self._look()
         with self._lock:
             folder = self._folder(parent)
             live_parent = parent
@@ -112,6 +120,7 @@ class WritableView:
 
     async def shown_later(self, parent: int, name: bytes) -> tuple[Shown, int]:
         """`shown`, asking the store. Raises StoreError."""
+        await self._look()
         found = self.shown(parent, name)
         if not isinstance(found, Unknown):
             return found
@@ -132,6 +141,7 @@ class WritableView:
 
     async def has_entries(self, ino: int) -> bool:
         """Whether a folder shows anything. Raises StoreError rather than guess."""
+        await self._look()
         with self._lock:
             folder = self._folder(ino)
             nodes = dict(self._state.children.get(folder.id, {})) if folder is not None else {}
@@ -178,12 +188,21 @@ class WritableView:
         return ObjectVersion(self.side.store.id, key.decode("utf-8", "surrogateescape"), "", tree.size)
 
     def path(self, ino: int) -> bytes:
+        return self._path(ino, even_if_gone=True)
+
+    def place(self, ino: int) -> bytes:
+        """The path of what is still there. Raises FileNotFoundError if it, or a folder around it, was removed."""
+        return self._path(ino, even_if_gone=False)
+
+    def _path(self, ino: int, *, even_if_gone: bool) -> bytes:
         with self._lock:
             names: list[bytes] = []
             while True:
                 tree = self.tree_node(ino)
                 if tree is not None:
                     found = self._state.path_of(tree)
+                    if not even_if_gone and (found is None or tree.id not in self._state.by_id):
+                        raise FileNotFoundError(errno.ENOENT, "it was removed")
                     names.append(found if found is not None else tree.name)
                     break
                 owner = self._owner.get(ino)
@@ -269,11 +288,16 @@ class WritableView:
             if not tree.parent:
                 mtime_ns = self.live.node(ROOT_INO).mtime_ns
             mtime_ns = max(mtime_ns, self._state.touched.get(tree.id, 0))
-        return Node(ino, Kind(int(tree.kind)), size, mtime_ns, NAME_TTL_S)
+        return Node(ino, Kind(int(tree.kind)), size, mtime_ns, 0.0 if self._is_shared else NAME_TTL_S)
+
+    async def _look(self) -> None:
+        if self.side.freshness is not None:
+            await self.side.freshness.look()
 
     # --- Folders. ----------------------------------------------------------------------------------------
 
     async def open_directory(self, ino: int) -> Directory:
+        await self._look()
         with self._lock:
             folder = self._folder(ino)
             if folder is None:
@@ -329,7 +353,11 @@ class WritableView:
             node_id = self._node_of.pop(live.ino)
             self._ino_of.pop(node_id, None)
             self._last.pop(live.ino, None)
-        return live
+        return self.listed(live)
+
+    def listed(self, live: Node) -> Node:
+        """A node of the live view as the kernel may keep it."""
+        return live._replace(entry_ttl_s=0.0) if self._is_shared else live
 
     def _live_folder(self, ino: int, folder: TreeNode) -> int:
         """The live inode of the folder that shows through; held until the folder is forgotten."""
@@ -371,7 +399,7 @@ class WritableDirectory:
         if cookie < _NODE_COOKIES and self._below is not None:
             for entry in self._below.read(cookie, plus=plus):
                 if entry.name not in self._hidden:
-                    yield entry
+                    yield DirEntry(entry.name, self._view.listed(entry.node), entry.cookie) if plus else entry
                 elif plus:
                     self._view.live.forget(entry.node.ino, 1)
         for index in range(max(cookie - _NODE_COOKIES, 0), len(self._nodes)):

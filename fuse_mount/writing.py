@@ -27,7 +27,7 @@ from ..cache.write.write_side import WriteSide
 from ..tiers.understore import Buffer
 from .view import Kind, Node
 from .wire import RenameFlag
-from .writable_view import Unknown, WritableView
+from .writable_view import UNKNOWN, Unknown, WritableView
 
 T = TypeVar("T")
 Answer: TypeAlias = T | Coroutine[Any, Any, T]
@@ -68,6 +68,14 @@ class Writing:
         """Keys of objects that are open without a node; deletions wait for them."""
         return {key for _, key in list(self._plain.values())}
 
+    def is_kept(self, ino: int) -> bool:
+        """Whether what the kernel keeps of a file's content is still right, as it is opened."""
+        node_id = self.view.node_id(ino)
+        if node_id not in self.side.changed_elsewhere:
+            return True
+        self.side.changed_elsewhere.discard(node_id)
+        return False
+
     def gauges(self) -> dict[str, int]:
         return {"open_files": len(self._files) + len(self._plain)}
 
@@ -77,9 +85,8 @@ class Writing:
         """Make a file and open it: (node with a lookup counted, handle)."""
 
         def act(shown: Sequence[Shown]) -> tuple[Node, int]:
-            file = self.side.create(self._path(parent, name), attributes, shown[0])
-            tree = self.side.state.by_id[file.node_id]
-            return self.view.found(tree), self._opened(file)
+            file = self.side.create(lambda: self._path(parent, name), attributes, shown[0])
+            return self.view.found(self._tree_of(file)), self._opened(file)
 
         return self._with_shown([(parent, name)], lambda shown, inos: act(shown))
 
@@ -104,7 +111,7 @@ class Writing:
         if node_id is not None:
             return self.side.open_node(node_id, writable=writable)
         listed = Listed(self.view.live.version(ino), self.view.live.node(ino).mtime_ns)
-        file = self.side.open(self.view.path(ino), listed, writable=writable)
+        file = self.side.open(lambda: self.view.place(ino), listed, writable=writable)
         self.view.adopt(ino, file.node_id)
         return file
 
@@ -127,13 +134,14 @@ class Writing:
     def write(self, handle: int, offset: int, data: Buffer) -> Answer[int]:
         """Write all of `data`; how much that was. What it gives may outlive `data`."""
         file = self._file(handle)
-        if self.side.has_room(len(data)):
+        if self.side.has_room(len(data)) and not file.must_tell(offset):
             file.write(offset, data)
             return self._fill_gaps(file, len(data)) if file.draft.is_fragmented else len(data)
         return self._write_later(file, offset, bytes(data))
 
     async def _write_later(self, file: OpenFile, offset: int, data: bytes) -> int:
-        await self.side.wait_for_room(len(data))
+        if not self.side.has_room(len(data)):
+            await self.side.wait_for_room(len(data))
         await self._in_pool(lambda: file.write(offset, data))
         return await self._fill_gaps(file, len(data)) if file.draft.is_fragmented else len(data)
 
@@ -148,19 +156,23 @@ class Writing:
             return None
         if self.side.options.mode is WriteMode.THROUGH:
             return self._write_through(file)
-        return self.sync(handle)
+        return self._sync(file, closing=True)
 
     def sync(self, handle: int) -> Answer[None]:
         """fsync(2)."""
         file = self._files.get(handle)
-        if file is None:
-            return None
+        return None if file is None else self._sync(file, closing=False)
+
+    def _sync(self, file: OpenFile, *, closing: bool) -> Answer[None]:
+        def work() -> None:
+            file.sync(closing=closing)
+
         if not file.draft.is_changed or (file.draft.file is None or isinstance(file.draft.file, MemoryFile)):
-            return self._commit(file.sync)
-        return self._in_pool(file.sync)
+            return self._commit(work)
+        return self._in_pool(work)
 
     async def _write_through(self, file: OpenFile) -> None:
-        await self._in_pool(file.sync)
+        await self._in_pool(lambda: file.sync(closing=True))
         node = self.side.state.by_id.get(file.node_id)
         path = self.side.state.path_of(node) if node is not None else None
         if path is not None:
@@ -217,7 +229,7 @@ class Writing:
                 return self.view.node(ino)  # deleted and still open: there is nothing to keep attributes for
             if mode is not None or uid is not None or gid is not None or mtime_ns is not None:
                 tree = self.side.set_attributes(
-                    self.view.path(ino), self._shown_of(ino), mode=None if mode is None else stat.S_IMODE(mode), uid=uid,
+                    lambda: self.view.place(ino), self._shown_of(ino), mode=None if mode is None else stat.S_IMODE(mode), uid=uid,
                     gid=gid, mtime_ns=mtime_ns,
                 )  # fmt: skip
                 self.view.adopt(ino, tree.id)
@@ -241,7 +253,7 @@ class Writing:
         """Take set-user-id and set-group-id away from what was written or changed by somebody else."""
         tree = self.view.tree_node(ino)
         if tree is not None and not self._is_gone(ino) and tree.mode & (stat.S_ISUID | stat.S_ISGID):
-            self.side.set_attributes(self.view.path(ino), mode=tree.mode & ~(stat.S_ISUID | stat.S_ISGID))
+            self.side.set_attributes(lambda: self.view.place(ino), mode=tree.mode & ~(stat.S_ISUID | stat.S_ISGID))
 
     def set_xattr(self, ino: int, name: bytes, value: bytes, flags: int) -> Answer[None]:
         self._check_xattr(name)
@@ -260,9 +272,8 @@ class Writing:
     def _change_xattr(self, ino: int, name: bytes, value: bytes | None) -> None:
         if self._is_gone(ino):
             raise OSError(errno.ENOENT, "the file is gone")
-        path = self.view.path(ino)
-        self.side.set_xattr(path, name, value, self._shown_of(ino))
-        found = self.side.resolve(path)
+        self.side.set_xattr(lambda: self.view.place(ino), name, value, self._shown_of(ino))
+        found = self.side.resolve(self.view.path(ino))
         if isinstance(found, TreeNode):
             self.view.adopt(ino, found.id)
 
@@ -281,13 +292,13 @@ class Writing:
 
     def mkdir(self, parent: int, name: bytes, attributes: Attributes) -> Answer[Node]:
         def act(shown: Sequence[Shown], inos: Sequence[int]) -> Node:
-            return self.view.found(self.side.mkdir(self._path(parent, name), attributes, shown[0]))
+            return self.view.found(self.side.mkdir(lambda: self._path(parent, name), attributes, shown[0]))
 
         return self._with_shown([(parent, name)], act)
 
     def symlink(self, parent: int, name: bytes, target: bytes, attributes: Attributes) -> Answer[Node]:
         def act(shown: Sequence[Shown], inos: Sequence[int]) -> Node:
-            return self.view.found(self.side.symlink(self._path(parent, name), target, attributes, shown[0]))
+            return self.view.found(self.side.symlink(lambda: self._path(parent, name), target, attributes, shown[0]))
 
         return self._with_shown([(parent, name)], act)
 
@@ -295,24 +306,24 @@ class Writing:
         """mknod(2) of a regular file."""
 
         def act(shown: Sequence[Shown], inos: Sequence[int]) -> Node:
-            file = self.side.create(self._path(parent, name), attributes, shown[0])
+            file = self.side.create(lambda: self._path(parent, name), attributes, shown[0])
             try:
                 file.sync()
             finally:
                 file.release()
-            return self.view.found(self.side.state.by_id[file.node_id])
+            return self.view.found(self._tree_of(file))
 
         return self._with_shown([(parent, name)], act)
 
     def unlink(self, parent: int, name: bytes) -> Answer[None]:
         return self._with_shown(
-            [(parent, name)], lambda shown, inos: self.side.unlink(self._path(parent, name), shown[0])
+            [(parent, name)], lambda shown, inos: self.side.unlink(lambda: self._path(parent, name), shown[0])
         )
 
     async def rmdir(self, parent: int, name: bytes) -> None:
         shown, _ = await self.view.shown_later(parent, name)
         await self._refuse_unless_empty(parent, name)
-        await self._in_pool(lambda: self.side.rmdir(self._path(parent, name), shown))
+        await self._in_pool(lambda: self.side.rmdir(lambda: self._path(parent, name), shown))
 
     def rename(self, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int) -> Answer[None]:
         if flags & ~(RenameFlag.NOREPLACE | RenameFlag.EXCHANGE) or flags == RenameFlag.NOREPLACE | RenameFlag.EXCHANGE:
@@ -320,13 +331,18 @@ class Writing:
         places = [(parent, name), (new_parent, new_name)]
 
         def act(shown: Sequence[Shown], inos: Sequence[int]) -> None:
-            old, new = self._path(parent, name), self._path(new_parent, new_name)
+            def old() -> bytes:
+                return self._path(parent, name)
+
+            def new() -> bytes:
+                return self._path(new_parent, new_name)
+
             if flags & RenameFlag.EXCHANGE:
                 self.side.exchange(old, new, *shown)
-                self._adopt_at(inos[1], old)
+                self._adopt_at(inos[1], old())
             else:
                 self.side.rename(old, new, *shown, replace=not flags & RenameFlag.NOREPLACE)
-            self._adopt_at(inos[0], new)
+            self._adopt_at(inos[0], new())
 
         found = self.view.peek(new_parent, new_name)
         if isinstance(found, Node):
@@ -373,7 +389,7 @@ class Writing:
         shown: list[Shown] = []
         inos: list[int] = []
         for parent, name in places:
-            found = self.view.shown(parent, name)
+            found = UNKNOWN if self._is_far else self.view.shown(parent, name)
             if isinstance(found, Unknown):
                 return self._ask_first(places, act)
             shown.append(found[0])
@@ -383,8 +399,19 @@ class Writing:
     async def _ask_first(
         self, places: Sequence[tuple[int, bytes]], act: Callable[[Sequence[Shown], Sequence[int]], T]
     ) -> T:
-        found = [await self.view.shown_later(parent, name) for parent, name in places]
-        return await self._in_pool(lambda: act([one for one, _ in found], [ino for _, ino in found]))
+        while True:
+            found = [await self.view.shown_later(parent, name) for parent, name in places]
+            sequence = self.side.ledger.sequence
+
+            def work(found: Sequence[tuple[Shown, int]] = found) -> T:
+                return act([one for one, _ in found], [ino for _, ino in found])
+
+            try:
+                return await self._in_pool(work)
+            except (FileNotFoundError, FileExistsError):
+                # Others may have changed what the listing shows meanwhile, by what they recorded or took out of the records.
+                if not self._is_far or self.side.ledger.sequence == sequence:
+                    raise
 
     def _commit(self, work: Callable[[], T]) -> Answer[T]:
         """Do what ends in a commit: at once where that is a local disk, which is faster than changing threads."""
@@ -405,8 +432,16 @@ class Writing:
     def _path(self, parent: int, name: bytes) -> bytes:
         if len(name) > 255:
             raise OSError(errno.ENAMETOOLONG, "names have at most 255 bytes")
-        folder = self.view.path(parent)
+        folder = self.view.place(parent)
         return folder + b"/" + name if folder else name
+
+    def _tree_of(self, file: OpenFile) -> TreeNode:
+        """The node of a file that was just made. Raises FileNotFoundError if another mount has removed it already."""
+        tree = self.side.state.by_id.get(file.node_id)
+        if tree is None:
+            file.release()
+            raise FileNotFoundError(errno.ENOENT, "the file is gone")
+        return tree
 
     def _is_gone(self, ino: int) -> bool:
         node_id = self.view.node_id(ino)

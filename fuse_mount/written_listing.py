@@ -24,4 +24,7 @@ class WrittenListing:
         return not entry.is_folder and entry.etag == etag
 
     async def refresh(self, prefix: bytes) -> None:
+        self.expire(prefix)
+
+    def expire(self, prefix: bytes) -> None:
         self._namespace.expire(prefix.decode("utf-8", "surrogateescape"))

@@ -219,14 +219,14 @@ class Namespace:
             return known
 
     def expire(self, prefix: str) -> None:
-        """What is known of this folder, or being asked at the moment, must be asked again; in an outage it still serves."""
+        """What is known of this folder, or being asked at the moment, must be asked again; in an outage it still serves. From any thread."""
         state = self._states.get(prefix)
         if state is None:
             return
         state.expired_s = self._clock()
         if state.known is not None:
             state.known = state.known._replace(until_s=0.0)
-        for name, single in state.names.items():
+        for name, single in list(state.names.items()):
             state.names[name] = single._replace(until_s=0.0)
 
     async def close(self) -> None:

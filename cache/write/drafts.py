@@ -142,8 +142,33 @@ class Draft:
     rebased: dict[Remote, Remote] = field(default_factory=dict)
     # Whether the data file may hold bytes where the extents say it holds none: a crash can leave some that were never synced.
     has_leftovers: bool = False
+    # Where records are shared: which state of the content this goes on from (`Node.content`); up to where the node names bytes of the
+    # data file; whether others were told that some of those are being overwritten.
+    content: int = 0
+    named_end: int = 0
+    is_told: bool = False
     # Bytes written since the last commit: they count as dirty though no node says so yet.
     buffered_bytes: int = 0
+
+    def must_tell(self, offset: int) -> bool:
+        """Whether writing at `offset` overwrites bytes that the node names, and others do not know yet."""
+        return offset < self.named_end and not self.is_told
+
+    def reload(self, node: Node) -> None:
+        """Go on from what another writer has made of the file. Nothing was changed here."""
+        with self.lock:
+            if self.file is not None:
+                self.file.close()
+                self.file = None
+            self.has_leftovers = False
+            self.size, self.base, self.base_limit, self.mtime_ns = node.size, node.base, node.base_limit, node.mtime_ns
+            self.extents, self.data_name, self.inline = Extents(node.extents), node.data, node.inline
+            self.note_committed(node)
+
+    def note_committed(self, node: Node) -> None:
+        """This is the node now, as it was committed."""
+        self.content, self.is_told = node.content, False
+        self.named_end = Extents(node.extents).end if node.data and not node.inline else 0
 
     @property
     def is_changed(self) -> bool:
@@ -305,6 +330,7 @@ class Draft:
         if self.data_name and not self.inline:
             self.replaced.append(self.data_name)
         self.file, self.data_name, self.inline, self.has_leftovers = None, "", False, False
+        self.named_end = 0
 
     def _join_extents_locked(self, file: DurableFile) -> None:
         """Holes become stored zeros, which they are in the data file too, unless a predecessor left bytes there."""
@@ -382,8 +408,10 @@ def draft_of(
     node: Node, tier: DurableTier, inline_bytes: int, new_name: Callable[[], str], load_inline: Callable[[str], bytes]
 ) -> Draft:
     """A draft that holds exactly what the node says."""
-    return Draft(
+    draft = Draft(
         node_id=node.id, size=node.size, base=node.base, base_limit=node.base_limit, extents=Extents(node.extents),
         mtime_ns=node.mtime_ns, data_name=node.data, inline=node.inline, tier=tier, inline_bytes=inline_bytes,
         new_name=new_name, load_inline=load_inline,
     )  # fmt: skip
+    draft.note_committed(node)
+    return draft

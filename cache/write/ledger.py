@@ -8,27 +8,29 @@ So memory runs ahead of the disk, but only for operations that were not answered
 later one that waits are undone in reverse order, and their callers get the error: nothing was ever shown as done.
 
 A commit that lost a race against another mount is undone the same way; then the others' changes are taken in and the operation
-runs again.
+runs again. An operation that is refused on a state that may be old is tried again on the present one.
 
-Where records are shared, *fenced* steps are those that only the holder of the lease may make. Their commits are guarded by
-the lease's record: once another has taken it, none succeeds any more, however late this process notices.
+Where records are shared, each batch is guarded by what it was decided on: the record of this writer (which others remove when they
+take it for dead), folders that must still be there, and for *fenced* steps the lease, which only one writer holds. Once another has
+taken its place, nothing that a writer commits succeeds any more, however late it notices.
 """
 
 import asyncio
 import enum
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
 
-from ...errors import ForebayError, MetadataUnavailable, WriterReplaced
-from .nodes import LEASE_KEY, Entry, decode, encode
+from ...errors import ForebayError, MetadataUnavailable, OpenElsewhere, WriterReplaced
+from .nodes import LEASE_KEY, Entry, Node, decode, encode, writer_key
 from .recent_inline import RecentInline
-from .records.store import ABSENT, Batch, Change, Records
+from .records.store import ABSENT, Batch, Change, Changes, Record, Records
 from .state import State
 
 T = TypeVar("T")
 RACES = 100  # lost in a row, before an operation gives up
+NEVER = -1  # a revision that no record has
 
 
 class _Outcome(enum.Enum):
@@ -44,6 +46,12 @@ class Step:
     def __init__(self, state: State, *, fenced: bool = False) -> None:
         self._state = state
         self.fenced = fenced
+        # Whether it was decided on what is not there: then nothing at all may have been committed since.
+        self.is_strict = False
+        # Nodes that must still stand in their slots: record key and id.
+        self.relies_on: dict[bytes, int] = {}
+        # How many changes of others the state had seen when the operation looked at it.
+        self.as_of = 0
         self._before: list[tuple[Entry, Entry | None]] = []
         self.changes: dict[bytes, Entry | None] = {}
         self.put_inline: dict[str, bytes] = {}
@@ -63,6 +71,11 @@ class Step:
         self._before.append((entry, old))
         if recorded:
             self.changes[entry.record_key] = None
+
+    def rely_on(self, node: Node) -> None:
+        """The change makes sense only while this node is in its place."""
+        if node.parent:
+            self.relies_on[node.record_key] = node.id
 
     @property
     def is_empty(self) -> bool:
@@ -85,16 +98,16 @@ class Ledger:
         self._lock = threading.RLock()
         self._revisions: dict[bytes, int] = {}
         self._sequence = 0
-        # The lowest revision of another mount that was not taken in because it met a change of ours on its way.
-        self._passed_over: int | None = None
+        self._changes_taken = 0
         self._pending: list[Step] = []
         self._recent_inline = RecentInline()
         self._committing = threading.Lock()
         self._taking_in = threading.Lock()
         self._drain: asyncio.Future[None] | None = None
-        # The writer that must hold the lease; None where records are not shared, and there is none.
+        # This writer's number; None where records are not shared, or nothing is written.
         self._writer: int | None = None
-        self._fences_all = False
+        # Told, with the lock held, of every record that others changed: (key, entry before, entry now).
+        self.on_taken: Callable[[bytes, Entry | None, Entry | None], None] = lambda key, old, new: None
 
     @contextmanager
     def locked(self) -> Iterator[State]:
@@ -112,30 +125,41 @@ class Ledger:
             self.state.order_by_age()
             self._sequence = sequence
 
-    def fence(self, writer: int, *, all_steps: bool) -> None:
-        """From now on background work, or with `all_steps` every operation, needs the lease in the hands of `writer`."""
-        self._writer, self._fences_all = writer, all_steps
+    @property
+    def sequence(self) -> int:
+        """What the state is at least as new as."""
+        return self._sequence
 
-    def run(self, operation: Callable[[Step], T], *, fenced: bool | None = None) -> T:
+    def join(self, writer: int) -> None:
+        """From now on everything is committed as this writer, whose record is there."""
+        self._writer = writer
+
+    def run(self, operation: Callable[[Step], T], *, fenced: bool = False, as_writer: bool = True) -> T:
         """Do an operation; returns when what it changed is durable. Blocks.
 
-        Raises what the operation raises (the state is then as before), why the commit failed, or WriterReplaced.
+        `fenced`: only while this writer holds the lease. `as_writer=False` is for joining and leaving. Raises what the operation
+        raises (the state is then as before), why the commit failed, or WriterReplaced.
         """
-        fenced = self._fences_all if fenced is None else fenced
         for race in range(RACES):
             if race:
                 self.take_in()
-            result, step = self._begin(operation, fenced=fenced)
+            try:
+                result, step = self._begin(operation, fenced=fenced, as_writer=as_writer)
+            except (OSError, OpenElsewhere):
+                if race or not self.take_in():
+                    raise
+                continue
             if self._finish(step):
                 return result
         raise MetadataUnavailable(f"{self._records.label}: others changed the same records {RACES} times in a row")
 
     async def run_async(self, operation: Callable[[Step], T]) -> T:
         """`run` of a fenced step for the event loop: commits in a thread, one at a time, for all that wait. Not undone by cancellation."""
+        fenced = self._writer is not None
         for race in range(RACES):
             if race and self._records.is_shared:
                 await asyncio.to_thread(self.take_in)
-            result, step = self._begin(operation, fenced=self._writer is not None)
+            result, step = self._begin(operation, fenced=fenced, as_writer=True)
             while step is not None and step.outcome is _Outcome.WAITING:
                 await self._drained()
             if self._finish(step):
@@ -154,26 +178,41 @@ class Ledger:
             self._drain = asyncio.get_running_loop().run_in_executor(None, self._commit_pending)
         await asyncio.shield(self._drain)
 
-    def take_in(self) -> None:
-        """Learn what other mounts committed; nothing to do for an embedded store."""
+    def take_in(self) -> bool:
+        """Learn what other mounts committed, up to this moment; whether anything new was. Nothing to do for an embedded store."""
         if not self._records.is_shared:
-            return
+            return False
         with self._taking_in:
-            since = self._sequence if self._passed_over is None else self._passed_over - 1
-            changes = self._records.changes_since(since)
-            with self._lock:
-                self._passed_over = None
-                ours = {key for step in self._pending for key in step.changes}
-                # Removals first: a node that was moved stands in two slots otherwise.
-                for record in sorted(changes.records, key=lambda record: record.body is not None):
-                    if record.revision <= self._revisions.get(record.key, ABSENT):
-                        continue
-                    if record.key in ours:
-                        # Our change will be refused and undone; this one is taken in after that.
-                        self._passed_over = min(record.revision, self._passed_over or record.revision)
-                        continue
-                    self._take_locked(record.key, record.revision, record.body)
-                self._sequence = max(self._sequence, changes.sequence)
+            for _ in range(RACES):
+                changes = self._records.changes_since(self._sequence)
+                with self._lock:
+                    if not any(
+                        self._is_news(record) and self._meets_pending_locked(record) for record in changes.records
+                    ):
+                        return self._take_in_locked(changes)
+                # Changes that others made at once must be seen at once, and these meet some of ours that wait for their commit:
+                # which is refused, or is what was just read. Both in memory could be a tree that cannot be (two folders in each other).
+                self._commit_pending()
+            raise MetadataUnavailable(f"{self._records.label}: others changed the same records {RACES} times in a row")
+
+    def _meets_pending_locked(self, record: Record) -> bool:
+        return any(
+            step.is_strict or record.key in step.changes or record.key in step.relies_on for step in self._pending
+        )
+
+    def _is_news(self, record: Record) -> bool:
+        return record.revision > self._revisions.get(record.key, ABSENT)
+
+    def _take_in_locked(self, changes: Changes) -> bool:
+        # Removals first: a node that was moved stands in two slots otherwise.
+        news = sorted(filter(self._is_news, changes.records), key=lambda record: record.body is not None)
+        for record in news:
+            old = self.state.find(record.key)
+            self._take_locked(record.key, record.revision, record.body)
+            self.on_taken(record.key, old, self.state.find(record.key))
+        self._changes_taken += len(news)
+        self._sequence = max(self._sequence, changes.sequence)
+        return bool(news)
 
     def inline(self, name: str) -> bytes | None:
         """Committed inline data, or None if there is none of that name. May block."""
@@ -185,12 +224,13 @@ class Ledger:
         with self._lock:
             return self._recent_inline.get(name)
 
-    def _begin(self, operation: Callable[[Step], T], *, fenced: bool) -> tuple[T, Step | None]:
+    def _begin(self, operation: Callable[[Step], T], *, fenced: bool, as_writer: bool) -> tuple[T, Step | None]:
         with self._lock:
             step = Step(self.state, fenced=fenced)
+            step.as_of = self._changes_taken
             try:
-                if fenced:
-                    self._require_lease_locked()
+                if as_writer and self._writer is not None:
+                    self._require_writer_locked(self._writer, fenced=fenced)
                 result = operation(step)
             except BaseException:
                 step.undo_locked()
@@ -200,15 +240,16 @@ class Ledger:
             self._pending.append(step)
             return result, step
 
-    def _require_lease_locked(self) -> None:
-        lease = self.state.lease
-        if lease is None or lease.holder != self._writer:
-            holder = self.state.writers.get(lease.holder) if lease is not None else None
+    def _require_writer_locked(self, writer: int, *, fenced: bool) -> None:
+        if writer not in self.state.writers:
             raise WriterReplaced(
-                f"{holder.label if holder is not None else 'another process'} writes this bucket now, because this one "
-                "did not reach the metadata store for too long",
+                "this process was taken for dead by another that writes the bucket, because it did not reach the metadata "
+                "store for too long",
                 remedy="unmount, and mount again; what was acked is safe",
             )
+        lease = self.state.lease
+        if fenced and (lease is None or lease.holder != writer):
+            raise WriterReplaced("another process does the writeback of this bucket now")
 
     def _finish(self, step: Step | None) -> bool:
         """Wait for a step; whether it was committed. Raises if it failed."""
@@ -247,6 +288,8 @@ class Ledger:
                         self._revisions[change.key] = revision
                 self._recent_inline.put(batch.put_inline)
                 self._recent_inline.drop(batch.drop_inline)
+                if revision == self._sequence + 1:
+                    self._sequence = revision  # nobody came in between
                 del self._pending[: len(steps)]
                 for step in steps:
                     step.outcome = _Outcome.COMMITTED
@@ -268,10 +311,32 @@ class Ledger:
                 changes.append(Change(key, revision, encode(entry)))
             elif revision != ABSENT:  # else made and removed again before it was ever recorded
                 changes.append(Change(key, revision, None))
+        return Batch(changes, put_inline, drop_inline, self._guards_locked(steps, entries), self._after_locked(steps))
+
+    def _guards_locked(self, steps: Sequence[Step], changed: Mapping[bytes, Entry | None]) -> dict[bytes, int]:
         guards: dict[bytes, int] = {}
+        if not self._records.is_shared:
+            return guards
+        keys = [] if self._writer is None else [writer_key(self._writer)]
         if any(step.fenced for step in steps):
-            guards[LEASE_KEY] = self._revisions.get(LEASE_KEY, ABSENT)
-        return Batch(changes, put_inline, drop_inline, guards)
+            keys.append(LEASE_KEY)
+        for key in keys:
+            if key not in changed:
+                guards[key] = self._revisions.get(key, NEVER)
+        for step in steps:
+            for key, identity in step.relies_on.items():
+                found = self.state.find(key)
+                if not isinstance(found, Node) or found.id != identity:
+                    guards[key] = NEVER  # taken away by another after the operation looked
+                elif key not in changed:
+                    guards[key] = self._revisions.get(key, NEVER)
+        return guards
+
+    def _after_locked(self, steps: Sequence[Step]) -> int | None:
+        strict = [step for step in steps if step.is_strict] if self._records.is_shared else []
+        if not strict:
+            return None
+        return self._sequence if all(step.as_of == self._changes_taken for step in strict) else NEVER
 
     def _fail(self, error: ForebayError | None) -> None:
         """Undo everything that waits: later steps may have been decided on what earlier ones changed. None: a lost race."""

@@ -85,6 +85,12 @@ class Node(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     # Folders: the key prefix whose listing shows through; None hides it. `moving`: objects below are not yet under its path.
     lower: bytes | None = None
     moving: bool = False
+    # Where records are shared. The writer that has the file open for writing: no other may, while that one is alive.
+    open_by: int = 0
+    # Counts what was committed of the content, by any writer.
+    content: int = 0
+    # Odd while bytes of the data file that this record names are being overwritten; two more for each time that this happened.
+    rewrites: int = 0
 
     @property
     def record_key(self) -> bytes:
@@ -152,6 +158,11 @@ class Attempt(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
         return f"{self.node:x}.{self.generation}.{self.nonce}"
 
 
+def writer_key(number: int) -> bytes:
+    """The record key of a writer."""
+    return b"w%d" % number
+
+
 class Writer(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """A process that writes, and shares its records. One whose `beats` stand still for long enough is taken for dead.
 
@@ -165,10 +176,12 @@ class Writer(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     place: str = ""
     started_ticks: int = 0
     beats: int = 0
+    # Whether somebody waits there until everything is in the under store.
+    is_flushing: bool = False
 
     @property
     def record_key(self) -> bytes:
-        return b"w%d" % self.number
+        return writer_key(self.number)
 
     @property
     def label(self) -> str:

@@ -4,6 +4,7 @@ A draft exists while its node is open in this process, and all handles share it.
 data until the last handle goes.
 """
 
+import errno
 import logging
 import secrets
 from collections.abc import Callable
@@ -11,7 +12,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from ...errors import DirtyDataMissing, TierError
+from ...errors import DirtyDataMissing, ForebayError, TierError
 from ...tiers.durable import DurableTier
 from ...tiers.understore import Buffer
 from .drafts import Draft, Pieces, Snapshot, Watch, draft_of
@@ -43,21 +44,35 @@ class OpenFile:
 
     def read(self, offset: int, size: int) -> Buffer | Pieces:
         """Bytes of the range, cut at the end of the file; `Pieces` when some must be fetched (`WriteSide.fetch`)."""
-        return self.draft.read(offset, size)
+        try:
+            return self.draft.read(offset, size)
+        except DirtyDataMissing:
+            if not self._files.renew(self.draft):
+                raise
+            return self.draft.read(offset, size)
+
+    def must_tell(self, offset: int) -> bool:
+        """Whether `write` has to commit something before."""
+        return self._files.operations.is_shared and self.draft.must_tell(offset)
 
     def write(self, offset: int, data: Buffer) -> None:
         """Store all of `data`. Buffered: durable after `sync`. The caller has asked `WriteSide.has_room`."""
+        self._files.prepare(self.draft, offset)
         self._files.written(self.draft, self.draft.write(offset, data, self._files.operations.now_ns()))
 
     def append(self, data: Buffer) -> None:
+        self._files.prepare(self.draft, self.draft.size)
         self._files.written(self.draft, self.draft.append(data, self._files.operations.now_ns()))
 
     def truncate(self, size: int) -> None:
         self._files.truncate(self.draft, size)
 
-    def sync(self) -> None:
-        """Return when everything written through any handle of this file is durable (fsync, close)."""
-        self._files.sync(self.draft)
+    def sync(self, *, closing: bool = False) -> None:
+        """Return when everything written through any handle of this file is durable (fsync, close).
+
+        With `closing` other writers may open it from then on, if this is the only handle that writes.
+        """
+        self._files.sync(self.draft, closing=closing)
 
     def release(self) -> None:
         """Give the handle up. What is not durable yet is made so: pages of a mapping may arrive after the last close."""
@@ -68,7 +83,11 @@ class OpenFile:
 
 @dataclass(slots=True)
 class OpenFiles:
-    """`on_dirty` is told when a node has become dirty or bytes were freed."""
+    """`on_dirty` is told when a node has become dirty or bytes were freed.
+
+    Where records are shared, a file is open for writing in one process at a time (`Operations.claim`). Whoever reads it elsewhere goes on
+    with what was committed when it is opened again, or when what it reads from is gone.
+    """
 
     ledger: Ledger
     operations: Operations
@@ -78,6 +97,8 @@ class OpenFiles:
     on_dirty: Callable[[], None]
     drafts: dict[int, Draft] = field(default_factory=dict)
     buffered_bytes: int = 0
+    # Files that were closed while the records could not be told: they still say that we have them open.
+    unclaimed: set[int] = field(default_factory=set)
 
     def new_name(self) -> str:
         """A name for data that was never used: this writer's number, and chance."""
@@ -99,17 +120,65 @@ class OpenFiles:
             draft.buffered_bytes += added_bytes
             self.buffered_bytes += added_bytes
 
+    def prepare(self, draft: Draft, offset: int) -> None:
+        """Before bytes at `offset` are written. Bytes that a record names may be on their way to the under store in another process:
+        it is told before they change. Raises OSError ESTALE if the file is gone, or somebody else's now."""
+        if not self.operations.is_shared:
+            return
+        if not draft.unlinked and draft.node_id not in self.ledger.state.by_id:
+            raise _stale()
+        if draft.must_tell(offset):
+            with draft.syncing:
+                if draft.must_tell(offset):
+                    self.ledger.run(lambda step: self._tell(step, draft))
+                    draft.is_told = True
+
+    def refresh(self, draft: Draft) -> bool:
+        """Take in what others made of a file that is open here and not changed; whether anything is different."""
+        node = self.ledger.state.by_id.get(draft.node_id)
+        if node is None:
+            return False
+        with draft.lock:
+            if (
+                draft.base != node.base
+                and draft.base is not None
+                and node.base is not None
+                and draft.content == node.content
+            ):
+                draft.rebased[draft.base] = node.base
+            is_loaded = draft.inline and draft.file is not None
+            is_other = draft.content != node.content or (draft.data_name != node.data and not is_loaded)
+            if draft.is_changed or not is_other:
+                return False
+            draft.reload(node)
+            return True
+
+    def renew(self, draft: Draft) -> bool:
+        """What a file reads from is gone: go on with what the records say now; False if they say the same. Raises OSError ESTALE."""
+        if not self.operations.is_shared:
+            return False
+        self.ledger.take_in()
+        if draft.node_id not in self.ledger.state.by_id:
+            raise _stale()
+        return self.refresh(draft)
+
     def truncate(self, draft: Draft, size: int) -> None:
         """Cut or lengthen a file. Durable bytes that are cut off leave the record first: a crash must not find it naming bytes that are gone."""
         with draft.syncing:
             if draft.cuts_data(size):
                 self.ledger.run(lambda step: self._commit_cut(step, draft, size))
+                draft.named_end = min(draft.named_end, size)
             draft.truncate(size, self.operations.now_ns())
 
-    def sync(self, draft: Draft) -> None:
-        """Make a draft durable. Raises TierFull, TierFailed, MetadataUnavailable: then it is not, and nothing acked is touched."""
+    def sync(self, draft: Draft, *, closing: bool = False) -> None:
+        """Make a draft durable. Raises TierFull, TierFailed, MetadataUnavailable: then it is not, and nothing acked is touched.
+
+        Raises OSError ESTALE if the file was removed by another writer, or is another's now.
+        """
         with draft.syncing:
             node = self.ledger.state.by_id.get(draft.node_id)
+            if node is None and self.operations.is_shared and draft.is_changed and not draft.unlinked:
+                raise _stale()
             if node is None or draft.unlinked:
                 return
             if not draft.is_changed and (node.is_recorded or node.base is not None):
@@ -117,7 +186,9 @@ class OpenFiles:
             snapshot = draft.snapshot()
             buffered_bytes = draft.buffered_bytes
             draft.sync_data()
-            replaced = self.ledger.run(lambda step: self._commit(step, draft, snapshot))
+            replaced, node = self.ledger.run(lambda step: self._commit(step, draft, snapshot, closing=closing))
+            if node is not None:
+                draft.note_committed(node)
             with self.ledger.locked():
                 draft.buffered_bytes -= buffered_bytes
                 self.buffered_bytes -= buffered_bytes
@@ -128,7 +199,7 @@ class OpenFiles:
     def release(self, draft: Draft, *, writable: bool) -> None:
         try:
             if writable:
-                self.sync(draft)
+                self.sync(draft, closing=True)
         finally:
             with self.ledger.locked() as state:
                 draft.writers -= writable
@@ -140,9 +211,46 @@ class OpenFiles:
                     node = state.by_id.get(draft.node_id)
                     if node is not None and not node.is_recorded and node.base is not None:
                         state.remove(node)  # opened to be changed, and never was
+                if writable and not draft.writers and self.operations.is_shared:
+                    self.unclaimed.add(draft.node_id)
+            try:
+                self.give_up_claims()
+            except ForebayError as error:
+                logger.warning(
+                    "others cannot write a file that was closed here, until the records can be told: %s", error
+                )
             if last:
                 self._put_away(draft)
         self.on_dirty()
+
+    def give_up_claims(self) -> None:
+        """Tell the records of files that nobody here has open for writing any more. Raises MetadataUnavailable, WriterReplaced."""
+        for node_id in list(self.unclaimed):
+            self.ledger.run(lambda step, node_id=node_id: self._unclaim(step, node_id))  # type: ignore[misc]
+            self.unclaimed.discard(node_id)
+
+    def _unclaim(self, step: Step, node_id: int) -> None:
+        node = self.ledger.state.by_id.get(node_id)
+        draft = self.drafts.get(node_id)
+        if node is None or node.open_by != self.operations.writer or (draft is not None and draft.writers):
+            return
+        step.put(msgspec.structs.replace(node, open_by=0, rewrites=node.rewrites + node.rewrites % 2))
+
+    def _tell(self, step: Step, draft: Draft) -> None:
+        node = self.ledger.state.by_id.get(draft.node_id)
+        self._require_ours(node, draft)
+        assert node is not None
+        # Two more if it is odd already: a writer that died left it so, and an upload may have begun since.
+        step.put(msgspec.structs.replace(node, rewrites=node.rewrites + 1 + node.rewrites % 2))
+
+    def _require_ours(self, node: Node | None, draft: Draft) -> None:
+        """Where others write too, a file goes on only from the content that this process knows."""
+        if (
+            node is None
+            or node.content != draft.content
+            or self.ledger.state.other_writer(node, self.operations.writer)
+        ):
+            raise _stale()
 
     def delete_data(self, name: str) -> None:
         """Give space back. If that fails the file is garbage, which recovery deletes."""
@@ -167,11 +275,17 @@ class OpenFiles:
 
             self.ledger.run(drop)
 
-    def _commit(self, step: Step, draft: Draft, snapshot: Snapshot) -> str | None:
-        """Put a snapshot into its node; the data file that the node named before and does not any more."""
+    def _commit(self, step: Step, draft: Draft, snapshot: Snapshot, *, closing: bool) -> tuple[str | None, Node | None]:
+        """Put a snapshot into its node: the data file that the node named before and does not any more, and the node as it is now."""
         node = self.ledger.state.by_id.get(draft.node_id)
+        shared: dict[str, int] = {}
+        if self.operations.is_shared:
+            self._require_ours(node, draft)
+            assert node is not None
+            open_by = 0 if closing and draft.writers <= 1 else self.operations.writer
+            shared = {"content": node.content + 1, "open_by": open_by, "rewrites": node.rewrites + node.rewrites % 2}
         if node is None:
-            return None
+            return None, None
         data, inline = snapshot.data, False
         if snapshot.inline is not None:
             data = ""
@@ -179,23 +293,25 @@ class OpenFiles:
                 data, inline = self.new_name(), True
                 step.put_inline[data] = snapshot.inline
         now_ns = self.operations.now_ns()
-        step.put(
-            msgspec.structs.replace(
-                node, size=snapshot.size, data=data, inline=inline, extents=snapshot.extents if data else (),
-                base=draft.current(snapshot.base), base_limit=snapshot.base_limit,
-                mtime_ns=snapshot.mtime_ns, ctime_ns=now_ns,
-                generation=node.generation + 1, dirty_since_ns=node.dirty_since_ns or now_ns, writer=self.operations.writer,
-            )
+        committed = msgspec.structs.replace(
+            node, size=snapshot.size, data=data, inline=inline, extents=snapshot.extents if data else (),
+            base=draft.current(snapshot.base), base_limit=snapshot.base_limit,
+            mtime_ns=snapshot.mtime_ns, ctime_ns=now_ns,
+            generation=node.generation + 1, dirty_since_ns=node.dirty_since_ns or now_ns, writer=self.operations.writer,
+            **shared,
         )  # fmt: skip
+        step.put(committed)
         if not node.data or node.data == data:
-            return None
+            return None, committed
         if node.inline:
             step.drop_inline.append(node.data)
-            return None
-        return node.data
+            return None, committed
+        return node.data, committed
 
     def _commit_cut(self, step: Step, draft: Draft, size: int) -> None:
         node = self.ledger.state.by_id.get(draft.node_id)
+        if self.operations.is_shared:
+            self._require_ours(node, draft)
         if node is None or node.inline or node.data != draft.data_name or node.size <= size:
             return
         extents = Extents(node.extents)
@@ -207,6 +323,7 @@ class OpenFiles:
             msgspec.structs.replace(
                 node, size=size, extents=extents.flat(), base_limit=min(node.base_limit, size), mtime_ns=now_ns, ctime_ns=now_ns,
                 generation=node.generation + 1, dirty_since_ns=node.dirty_since_ns or now_ns, writer=self.operations.writer,
+                rewrites=node.rewrites + 2 * self.operations.is_shared,
             )
         )  # fmt: skip
 
@@ -215,3 +332,7 @@ class OpenFiles:
         if data is None:
             raise DirtyDataMissing(f"inline data {name} is gone from the records", remedy="restore the records")
         return data
+
+
+def _stale() -> OSError:
+    return OSError(errno.ESTALE, "another mount has removed the file, or writes it now")

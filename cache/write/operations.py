@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import msgspec
 
+from ...errors import OpenElsewhere
 from ...tiers.version import ObjectVersion
 from .ledger import Step
 from .nodes import EMPTY, ROOT_ID, Doomed, Kind, Node, Remote
@@ -52,12 +53,17 @@ class Attributes:
 
 @dataclass(slots=True)
 class Operations:
-    """`writer` is this process; `now_ns` the wall clock; `file` and `folder` are what entries of the listing are shown with."""
+    """`writer` is this process; `now_ns` the wall clock; `file` and `folder` are what entries of the listing are shown with.
+
+    Where records are shared (`is_shared`), everything is recorded at once, because others must see it: a file that was created,
+    and who has it open for writing.
+    """
 
     writer: int
     now_ns: Callable[[], int]
     file: Attributes
     folder: Attributes
+    is_shared: bool = False
 
     # --- Making. -----------------------------------------------------------------------------------------
 
@@ -79,6 +85,7 @@ class Operations:
                     lower=node.lower + name + b"/",
                     covers=True,
                 )
+                step.rely_on(node)
                 step.put(child)
             elif child.kind == Kind.WHITEOUT:
                 raise _missing(path)
@@ -88,24 +95,39 @@ class Operations:
         return node
 
     def create(self, step: Step, state: State, path: bytes, attributes: Attributes, shown: Shown) -> Node:
-        """A new, empty file that no record knows yet. Raises FileExistsError."""
+        """A new, empty file, which where nobody shares the records none of them knows yet. Raises FileExistsError."""
         _refuse_long(state, path)
         parent, name = self._parent(step, state, path)
         covers = self._free_slot(state, parent, name, shown)
         node = self._new(state, parent, name, Kind.FILE, attributes, covers=covers)
-        step.put(node, recorded=False)
+        if self.is_shared:
+            node = msgspec.structs.replace(node, generation=1, dirty_since_ns=self.now_ns(), open_by=self.writer)
+        step.put(node, recorded=self.is_shared)
         return node
 
     def adopt(self, step: Step, state: State, path: bytes, listed: Listed) -> Node:
-        """A node for a file that the listing shows, to be changed. Unrecorded, because nothing is changed yet."""
+        """A node for a file that the listing shows, to be changed. Unrecorded, because nothing is changed yet, unless others must know."""
         parent, name = self._parent(step, state, path)
         remote = Remote.of(listed.version)
         node = self._new(
             state, parent, name, Kind.FILE, self.file, size=remote.size, base=remote, base_limit=remote.size,
-            remote=remote, covers=True, mtime_ns=listed.mtime_ns,
+            remote=remote, covers=True, mtime_ns=listed.mtime_ns, generation=int(self.is_shared),
         )  # fmt: skip
-        step.put(node, recorded=False)
+        step.put(node, recorded=self.is_shared)
         return node
+
+    def claim(self, step: Step, state: State, node: Node) -> Node:
+        """Have a file open for writing, alone among those who share the records. Raises OpenElsewhere, naming who has it."""
+        if not self.is_shared or node.open_by == self.writer:
+            return node
+        other = state.other_writer(node, self.writer)
+        if other is not None:
+            raise OpenElsewhere(
+                f"{os.fsdecode(node.name)} is open for writing by {other.label}", remedy="close it there"
+            )
+        claimed = msgspec.structs.replace(node, open_by=self.writer)
+        step.put(claimed)
+        return claimed
 
     def mkdir(self, step: Step, state: State, path: bytes, attributes: Attributes, shown: Shown) -> Node:
         _refuse_long(state, path + b"/")
@@ -179,6 +201,7 @@ class Operations:
 
         Raises OSError ENOTEMPTY if nodes show something, FileNotFoundError, NotADirectoryError.
         """
+        step.is_strict = True  # others may be about to put something in it
         parent, name = self._parent(step, state, path)
         node = self._live(state, parent, name, shown, path)
         if isinstance(shown, Listed) or (node is not None and node.kind != Kind.DIRECTORY):
@@ -213,6 +236,8 @@ class Operations:
             victim, victim_is_folder, there = None, False, False
         if old == new:
             return None
+        # Folders moved into each other by two mounts at once would hang in the air, and so would what others put into the victim.
+        step.is_strict = source.kind == Kind.DIRECTORY or victim_is_folder
         if there and not replace:
             raise _exists(new)
         if there and source.kind == Kind.DIRECTORY and not victim_is_folder:
@@ -239,6 +264,7 @@ class Operations:
         two = self.node_at(step, state, second, shown_second)
         if one.id == two.id:
             return
+        step.is_strict = True
         # Neither object is doomed: each key is about to be published again, by the other.
         step.remove(one)
         step.remove(two)
@@ -252,6 +278,7 @@ class Operations:
         """The folder whose entries are about to change, and the name in it."""
         folder, _, name = path.rpartition(b"/")
         parent = self.ensure_folder(step, state, folder)
+        step.rely_on(parent)
         state.touched[parent.id] = self.now_ns()
         return parent, name
 

@@ -27,31 +27,18 @@ class Recovered:
 
 
 def recover(ledger: Ledger, tier: DurableTier, records: Records) -> Recovered:
-    """Put the tier in order after the records were loaded. Raises MetadataUnavailable or TierFailed."""
-    with ledger.locked() as state:
-        files: dict[str, int] = {}
-        inline: set[str] = set()
-        for node in state.by_id.values():
-            if node.data and node.inline:
-                inline.add(node.data)
-            elif node.data:
-                files[node.data] = node.id
+    """See what a predecessor left, after the records were loaded; where nobody shares them also put the tier in order.
+
+    Raises MetadataUnavailable or TierFailed.
+    """
+    garbage = 0 if records.is_shared else collect_garbage(ledger, tier, records)
     present = set(tier.names())
-    garbage = present - files.keys()
-    for name in garbage:
-        tier.delete(name)
-    stray = [name for name in records.inline_names() if name not in inline]
-    if stray:
-
-        def drop(step: Step) -> None:
-            step.drop_inline.extend(stray)
-
-        ledger.run(drop)
+    ledger.take_in()  # what was committed while the tier was listed has its data in it
     with ledger.locked() as state:
         missing = tuple(
             state.path_of(node) or node.name
-            for name, node_id in files.items()
-            if name not in present and (node := state.by_id[node_id]).is_dirty
+            for node in (state.by_id[node_id] for node_id in state.dirty)
+            if node.data and not node.inline and node.data not in present and node.open_by not in state.writers
         )
         for path in missing:
             logger.error("the bytes of %r are not in %s, and not in the bucket", path, tier.label)
@@ -60,6 +47,30 @@ def recover(ledger: Ledger, tier: DurableTier, records: Records) -> Recovered:
             dirty_bytes=state.dirty_bytes,
             doomed=len(state.doomed),
             attempts=len(state.attempts),
-            garbage_files=len(garbage) + len(stray),
+            garbage_files=garbage,
             missing=missing,
         )
+
+
+def collect_garbage(ledger: Ledger, tier: DurableTier, records: Records) -> int:
+    """Delete data that no record names and that no writer alive may be about to commit; how many pieces that were.
+
+    The order matters: what is listed first, and is not named by what is taken in afterwards, can only be named later by the
+    writer that made it. So only the data of those who are alive is left alone.
+    """
+    present, inline = list(tier.names()), list(records.inline_names())
+    ledger.take_in()
+    with ledger.locked() as state:
+        named = {node.data for node in state.by_id.values() if node.data}
+        alive = tuple(f"{number:x}-" for number in state.writers)
+    garbage = [name for name in present if name not in named and not name.startswith(alive)]
+    stray = [name for name in inline if name not in named and not name.startswith(alive)]
+    for name in garbage:
+        tier.delete(name)
+    if stray:
+
+        def drop(step: Step) -> None:
+            step.drop_inline.extend(stray)
+
+        ledger.run(drop, fenced=records.is_shared)
+    return len(garbage) + len(stray)

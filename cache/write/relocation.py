@@ -134,6 +134,7 @@ class Relocation:
 
     def _finish(self, step: Step, folder: Node) -> None:
         """Everything has a node: from now on the old prefix is not looked at any more."""
+        step.is_strict = True
         state = self.ledger.state
         now = state.by_id.get(folder.id)
         if now is None or now.parent != folder.parent or now.name != folder.name or now.lower != folder.lower:

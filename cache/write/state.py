@@ -284,6 +284,10 @@ class State:
                 return True
         return False
 
+    def other_writer(self, node: Node, me: int) -> Writer | None:
+        """Who else, alive, has a file open for writing."""
+        return self.writers.get(node.open_by) if node.open_by and node.open_by != me else None
+
     def below(self, node: Node) -> Iterator[Node]:
         """All nodes below a folder node, whiteouts too, parents before children."""
         stack = [node.id]

@@ -48,11 +48,15 @@ class WriteStatus:
 
     `oldest_age_s` is 0 when nothing is dirty; `running` counts uploads, deletions and moves under way, `uploading` the uploads
     alone. `failures` are the reasons why something does not get through now, `failed` how often work failed, by kind. The room
-    is that of the whole file system or pool, None while it is not known.
+    is that of the whole file system or pool, None while it is not known. Where records are shared, what is dirty is that of all
+    writers; `writeback_by` names who brings it into the bucket ("" for this process), and `stale_s` is for how long the records
+    have not answered.
     """
 
     tier: str
     records: str
+    writeback_by: str
+    stale_s: float
     dirty_files: int
     dirty_bytes: int
     dirty_limit_bytes: int

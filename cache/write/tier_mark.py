@@ -17,8 +17,11 @@ from .state import State
 BATCH = 200
 
 
-def mark_tier(ledger: Ledger, tier: DurableTier) -> None:
-    """Note the tier, or see that it is the one that was noted. Raises UsageError if acked data is in another."""
+def mark_tier(ledger: Ledger, tier: DurableTier, me: int) -> None:
+    """Note the tier for writer `me`, or see that it is the one that was noted.
+
+    Raises UsageError if acked data is in another, or others write with another.
+    """
     mark = TierMark(tier.identity, tier.label, socket.gethostname())
     known = ledger.state.tier_mark
     if known is not None and known.identity == mark.identity:
@@ -26,6 +29,12 @@ def mark_tier(ledger: Ledger, tier: DurableTier) -> None:
     if known is not None:
         with ledger.locked() as state:
             only_there = sum(1 for node_id in state.dirty if _is_in_tier(state.by_id[node_id]))
+            others = [writer for number, writer in state.writers.items() if number != me]
+        if others:
+            raise UsageError(
+                f"the bucket is written by {others[0].label} with {known.label} on {known.host} as write tier, not with {tier.label}",
+                remedy="give that --write-tier: writers of one bucket share it",
+            )
         if only_there:
             raise UsageError(
                 f"{only_there} files that are not in the bucket yet are in {known.label} on {known.host}, not in {tier.label}",

@@ -170,6 +170,8 @@ class Uploads:
         node = state.by_id.get(node_id)
         if node is None or not node.is_dirty:
             return None
+        if node.rewrites % 2 and state.other_writer(node, self.operations.writer) is not None:
+            return None  # its bytes are being changed
         key = state.key_of(node)
         if key is None or key in self.busy_keys or state.base_users.get(key, set()) - {node_id}:
             return None
@@ -267,7 +269,7 @@ class Uploads:
             return await self._put(plan, key, node.target, metadata, expected, watch)
         if node.is_base:
             assert node.base is not None
-            self._gate(plan, watch)
+            await self._gate(plan, watch)
             version = node.base.version(self.store.id)
             try:
                 info = await self.store.copy(
@@ -286,7 +288,7 @@ class Uploads:
     async def _put(
         self, plan: Plan, key: str, data: Buffer, metadata: dict[str, str], expected: str | None, watch: Watch
     ) -> ObjectInfo:
-        self._gate(plan, watch)
+        await self._gate(plan, watch)
         info = await self.store.put(key, data, metadata=metadata, if_match=expected, if_absent=expected is None)
         self.counts.sent_bytes += len(data)
         # Without the MD5 as etag (encryption, other stores) a HEAD must show that it is ours and whole.
@@ -310,7 +312,7 @@ class Uploads:
                 self.uploading_bytes[node.id] += part.size
 
         await _all([send(part) for part in parts])
-        self._gate(plan, watch)
+        await self._gate(plan, watch)
         ordered = sorted(done, key=lambda part: part.number)
         try:
             info = await self.store.complete_upload(
@@ -388,12 +390,16 @@ class Uploads:
 
     # --- The gate, and after. ----------------------------------------------------------------------------
 
-    def _gate(self, plan: Plan, watch: Watch) -> None:
+    async def _gate(self, plan: Plan, watch: Watch) -> None:
         """Last look before publishing: is this node still there, and were the bytes that were read left alone?"""
+        if self.operations.is_shared and plan.node.data and not plan.node.inline:
+            await asyncio.to_thread(self.ledger.take_in)  # whoever changes bytes in place says so before
         self.require_time()
         with self.ledger.locked() as state:
             node = state.by_id.get(plan.node.id)
             if node is None or state.key_of(node) != plan.attempt.key or watch.disturbed:
+                raise Disturbed
+            if node.rewrites != plan.node.rewrites:
                 raise Disturbed
             if state.base_users.get(plan.attempt.key, set()) - {node.id}:
                 raise Disturbed

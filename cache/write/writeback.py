@@ -51,7 +51,8 @@ class Failure:
 
 @dataclass(slots=True)
 class Writeback:
-    """`open_ids` gives the files open for writing. `wake` may be called from any thread."""
+    """`writer_count` says how many have a file open for writing; `may_work` whether the writeback is ours to do, and
+    `is_waited_for` whether another writer waits for all of it. `wake` may be called from any thread."""
 
     ledger: Ledger
     uploads: Uploads
@@ -62,6 +63,8 @@ class Writeback:
     now_ns: Callable[[], int]
     sync_open: Callable[[int], Awaitable[None]]
     writer_count: Callable[[int], int]
+    may_work: Callable[[], bool]
+    is_waited_for: Callable[[], bool]
     failures: dict[object, Failure] = field(default_factory=dict)
     # How often work failed, by kind of error, since the start.
     failed: Counter[str] = field(default_factory=Counter)
@@ -141,13 +144,15 @@ class Writeback:
 
     def _has_work(self) -> bool:
         state = self.ledger.state
+        if not self.may_work():
+            return False
         return bool(state.dirty or state.doomed or state.attempts) or self.retirement.is_due()
 
     # --- Choosing. ---------------------------------------------------------------------------------------
 
     def _start(self, group: asyncio.TaskGroup) -> None:
         now = time.monotonic()
-        if now < self.paused_until:
+        if now < self.paused_until or not self.may_work():
             return
         free = self.options.upload_files - len(self.running)
         if free <= 0 or self._gives_way(now):
@@ -215,6 +220,7 @@ class Writeback:
     def _choose_nodes_locked(self, free: int, now: float) -> list[tuple[int, bool]]:
         state = self.ledger.state
         self._ages.forget(len(state.dirty), self._is_dirty)
+        all_urgent = self.is_waited_for()
         chosen: list[tuple[int, bool]] = []
         seen: set[int] = set()
         done: list[int] = []
@@ -230,7 +236,7 @@ class Writeback:
                 continue
             seen.add(node_id)
             age_s = self.age_s(node)
-            if node_id not in self.urgent:
+            if node_id not in self.urgent and not all_urgent:
                 if age_s < self.options.writeback_delay_s and node.kind == Kind.FILE:
                     break  # those behind it are younger
                 if self._is_being_written(node):
@@ -263,7 +269,8 @@ class Writeback:
         if self.writer_count(node_id):
             with self.ledger.locked() as state:
                 node = state.by_id.get(node_id)
-                if node is None or (node_id not in self.urgent and self._is_being_written(node)):
+                is_urgent = node_id in self.urgent or self.is_waited_for()
+                if node is None or (not is_urgent and self._is_being_written(node)):
                     return  # opened since it was chosen: what is written now is not for us to commit
             await self.sync_open(node_id)
         if not await self.uploads.upload(node_id):

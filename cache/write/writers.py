@@ -8,21 +8,23 @@ Where records are shared, each process that writes keeps a `Writer` record and c
   a commit that expects the record it saw.
 - The holder acts on the under store only for `ACT_SHARE` of `lease_s` after its last beat that was committed. What it
   began then has ended, or timed out, before anybody may take its place. What it commits is guarded by the lease itself (`Ledger`).
+- The holder also removes the records of other dead writers. A commit of theirs is guarded by that record, so they cannot come back.
 
-With `alone` only the holder may change anything: a second writer waits until it knows whether the holder lives, and is then
-refused. docs/design/0004-shared-namespace.md has the reasons and the crash table.
+docs/design/0004-shared-namespace.md has the reasons and the crash table.
 """
 
 import asyncio
+import contextlib
 import logging
 import os
 import socket
 import time
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import msgspec
 
-from ...errors import ForebayError, MetadataUnavailable, TierInUse, WriterReplaced
+from ...errors import ForebayError, MetadataUnavailable, WriterReplaced
 from .ledger import Ledger, Step
 from .nodes import Lease, Writer
 
@@ -31,26 +33,35 @@ logger = logging.getLogger(__name__)
 ACT_SHARE = 0.25
 # Beats within `lease_s`.
 BEATS = 20
-POLL_S = 0.25
 
 
 class Writers:
     """Of one process. `join` before anything is written; `run` for as long as it writes; `leave` at the end."""
 
-    def __init__(self, ledger: Ledger, number: int, what: str, *, lease_s: float) -> None:
-        """Starts nothing. `what` is what people know this process by ("the mount at /data")."""
+    def __init__(self, ledger: Ledger, number: int, what: str, *, lease_s: float, on_lease: Callable[[], None]) -> None:
+        """Starts nothing. `what` is what people know this process by ("the mount at /data"). `on_lease` is called, in a thread,
+        when the lease has become ours, before the writeback begins."""
         self._ledger = ledger
         self._lease_s = lease_s
+        self._on_lease = on_lease
         self.me = Writer(number, socket.gethostname(), os.getpid(), what, place(), _started_ticks(os.getpid()))
         # By writer: its beats, and since when (our monotonic clock) they are that many.
         self._seen: dict[int, tuple[int, float]] = {}
         self._last_beat = float("-inf")
-        self._is_replaced = False
+        self._flushes = 0
+        self._is_ready = False
+        self.is_replaced = False
 
     @property
     def holds_lease(self) -> bool:
+        """Whether this writer does the writeback."""
         lease = self._ledger.state.lease
-        return lease is not None and lease.holder == self.me.number
+        return self._is_ready and lease is not None and lease.holder == self.me.number
+
+    @property
+    def holder(self) -> Writer | None:
+        state = self._ledger.state
+        return state.writers.get(state.lease.holder) if state.lease is not None else None
 
     def require_time(self) -> None:
         """Before something is done to the under store that cannot be taken back. Raises WriterReplaced, MetadataUnavailable."""
@@ -62,52 +73,49 @@ class Writers:
                 f"the lease on the bucket was last renewed {age_s:.0f} s ago", remedy="see why MongoDB does not answer"
             )
 
-    async def join(self) -> None:
-        """Take the lease. Raises TierInUse, naming the holder, if that one is alive; MetadataUnavailable."""
-        deadline = time.monotonic() + 2 * self._lease_s
-        told = False
-        first: dict[int, int] = {}
-        while True:
-            self.watch()
-            with self._ledger.locked() as state:
-                holder = state.writers.get(state.lease.holder) if state.lease is not None else None
-            if holder is None or self._is_dead(holder):
-                if await asyncio.to_thread(self._take, holder):
-                    return
-            elif holder.beats != first.setdefault(holder.number, holder.beats) or time.monotonic() > deadline:
-                raise TierInUse(
-                    f"the bucket is written by {holder.label}",
-                    remedy="unmount that one, or mount with --read-only: such a mount sees what was written at once",
-                )
-            elif not told:
-                told = True
-                logger.info("is %s alive? it is dead if it is not heard of for %g s", holder.label, self._lease_s)
-            await asyncio.sleep(min(POLL_S, self._lease_s / BEATS))
-            await asyncio.to_thread(self._ledger.take_in)
+    def join(self) -> None:
+        """Become a writer, and take the lease if nobody alive has it. Blocks. Raises MetadataUnavailable."""
+        began = time.monotonic()
+        self._ledger.run(lambda step: step.put(self.me), as_writer=False)
+        self._ledger.join(self.me.number)
+        self._last_beat = began
+        self.watch()
 
     async def run(self) -> None:
-        """Beat until cancelled."""
+        """Beat, and watch the others, until cancelled."""
         while True:
-            await asyncio.sleep(self._lease_s / BEATS)
             try:
                 await asyncio.to_thread(self._beat)
             except WriterReplaced as error:
-                if not self._is_replaced:
+                if not self.is_replaced:
                     logger.error("%s", error)
-                self._is_replaced = True
+                self.is_replaced = True
             except ForebayError as error:
                 logger.warning("no beat: %s", error)
+            await asyncio.sleep(self._lease_s / BEATS)
+
+    @contextlib.asynccontextmanager
+    async def flushing(self) -> AsyncIterator[None]:
+        """Let whoever does the writeback know that somebody waits for it."""
+        self._flushes += 1
+        try:
+            if self._flushes == 1:
+                await asyncio.to_thread(self._beat)
+            yield
+        finally:
+            self._flushes -= 1
 
     def leave(self) -> None:
         """Give the lease back, so that the next one need not wait. Blocks, and gives up quietly: then it expires."""
 
         def go(step: Step) -> None:
+            lease = self._ledger.state.lease
             step.remove(self.me)
-            if self.holds_lease:
-                step.remove(Lease(self.me.number))
+            if lease is not None and lease.holder == self.me.number:
+                step.remove(lease)
 
         try:
-            self._ledger.run(go, fenced=False)
+            self._ledger.run(go, as_writer=False)
         except ForebayError as error:
             logger.warning("the lease was not given back, and expires: %s", error)
 
@@ -128,34 +136,54 @@ class Writers:
         known = self._seen.get(writer.number)
         return known is not None and known[0] == writer.beats and time.monotonic() - known[1] > self._lease_s
 
-    def _take(self, dead: Writer | None) -> bool:
-        """Put ourselves in the place of a dead or absent holder; False if another was first."""
+    def _beat(self) -> None:
+        """One beat: our record, then who is dead, then the lease if nobody alive has it."""
         began = time.monotonic()
+        self._ledger.take_in()
+        self.me = msgspec.structs.replace(self.me, beats=self.me.beats + 1, is_flushing=self._flushes > 0)
+        self._ledger.run(lambda step: step.put(self.me))
+        self._last_beat = began
+        self.watch()
+        with self._ledger.locked() as state:
+            dead = [
+                writer for writer in state.writers.values() if writer.number != self.me.number and self._is_dead(writer)
+            ]
+            is_free = state.lease is None or state.lease.holder not in state.writers
+        if is_free or self.holder in dead:
+            self._take_lease(self.holder)
+        if self.holds_lease:
+            for writer in dead:
+                self._bury(writer)
+
+    def _take_lease(self, dead: Writer | None) -> None:
+        """Put ourselves in the place of a dead or absent holder, unless another was first."""
 
         def take(step: Step) -> bool:
-            state = self._ledger.state
-            now = state.writers.get(state.lease.holder) if state.lease is not None else None
-            if now != dead:
+            if self.holder != dead:
                 return False
             if dead is not None:
                 step.remove(dead)
-            step.put(self.me)
             step.put(Lease(self.me.number))
             return True
 
-        if not self._ledger.run(take, fenced=False):
-            return False
+        if not self._ledger.run(take):
+            return
         if dead is not None:
-            logger.warning("taking over from %s, which is dead", dead.label)
-        self._last_beat = began
-        return True
+            logger.warning("taking over the writeback from %s, which is dead", dead.label)
+        self._on_lease()
+        self._is_ready = True
 
-    def _beat(self) -> None:
-        began = time.monotonic()
-        self._ledger.take_in()
-        self.me = msgspec.structs.replace(self.me, beats=self.me.beats + 1)
-        self._ledger.run(lambda step: step.put(self.me))
-        self._last_beat = began
+    def _bury(self, dead: Writer) -> None:
+        """Take the record of a dead writer away: from then on nothing that it commits is applied."""
+
+        def bury(step: Step) -> bool:
+            if self._ledger.state.writers.get(dead.number) != dead:
+                return False  # it lives
+            step.remove(dead)
+            return True
+
+        if self._ledger.run(bury, fenced=True):
+            logger.warning("%s is dead; what it had acked is brought into the bucket from here", dead.label)
 
 
 def place() -> str:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from forebay.errors import TierFailed, TierFull
+from forebay.errors import DirtyDataMissing, TierFailed, TierFull
 from forebay.tests.support.ceph import CephCluster
 from forebay.tiers.durable.rados import PIECE_BYTES, RadosTier
 
@@ -145,3 +145,17 @@ def test_a_silent_monitor_delays_nothing_that_is_open(ceph: CephCluster, tier: R
         ceph.resume_mon()
     file.close()
     ceph.wait_for_osds(2)
+
+
+def test_a_file_that_another_process_deletes_is_no_hole(tier: RadosTier) -> None:
+    file = tier.create("w1-deleted")
+    file.write(0, b"x" * PIECE_BYTES)
+    file.write(2 * PIECE_BYTES, b"y")
+    file.sync()
+    reader = tier.open("w1-deleted")
+    assert bytes(reader.read(PIECE_BYTES, 4)) == bytes(4), "a hole"
+    tier.delete("w1-deleted")
+    with pytest.raises(DirtyDataMissing):
+        reader.read(0, 4)
+    reader.close()
+    file.close()

@@ -16,7 +16,7 @@ from forebay.cache.write.operations import Attributes, Listed, ListedFolder, Sho
 from forebay.cache.write.options import WriteOptions
 from forebay.cache.write.records import Records, SqliteRecords
 from forebay.cache.write.state import Below
-from forebay.cache.write.write_side import WriteSide
+from forebay.cache.write.write_side import Place, WriteSide
 from forebay.tests.support.multipart_bucket import MultipartBucket
 from forebay.tiers.durable import FolderTier
 from forebay.tiers.version import ObjectVersion
@@ -41,6 +41,9 @@ class BucketListing:
     async def refresh(self, prefix: bytes) -> None:
         pass
 
+    def expire(self, prefix: bytes) -> None:
+        pass
+
 
 @dataclass
 class Lab:
@@ -48,12 +51,14 @@ class Lab:
     bucket: MultipartBucket
     side: WriteSide
 
+    is_ended: bool = False
+
     @classmethod
-    async def start(
+    def new(
         cls, folder: Path, bucket: MultipartBucket, prefix: bytes = b"", *, records: Records | None = None,
         what: str = "", now_ns: Callable[[], int] = time.time_ns, **options: Any,
     ) -> "Lab":  # fmt: skip
-        """`records` are ones that others share; without, they are in the folder. If starting fails nothing is left open."""
+        """`records` are ones that others share; without, they are in the folder. `begin` it."""
         side = WriteSide(
             tier=FolderTier.at(folder, free_space_ratio=0.0, shared=records is not None),
             records=records if records is not None else SqliteRecords(folder / "records.db"),
@@ -64,19 +69,32 @@ class Lab:
             options=WriteOptions(**{**QUICK, **options}),
             now_ns=now_ns,
         )
-        try:
-            await side.start()
-        except BaseException:
-            await side.close()
-            raise
         return cls(folder, bucket, side)
+
+    @classmethod
+    async def start(cls, folder: Path, bucket: MultipartBucket, prefix: bytes = b"", **options: Any) -> "Lab":
+        lab = cls.new(folder, bucket, prefix, **options)
+        await lab.begin()
+        return lab
+
+    async def begin(self) -> None:
+        """If it fails nothing is left open."""
+        try:
+            await self.side.start()
+        except BaseException:
+            await self.end()
+            raise
+
+    async def end(self) -> None:
+        self.is_ended = True
+        await self.side.close()
 
     async def crash(self) -> None:
         """Go away like a killed process: nothing more is synced or sent."""
         for task in self.side._tasks:
             task.cancel()
         self.side.writers = None  # nor is the lease given back
-        await self.side.close()
+        await self.end()
 
     # --- What a mount does. ------------------------------------------------------------------------------
 
@@ -90,8 +108,25 @@ class Lab:
             return Listed(ObjectVersion(self.bucket.id, key, stored.etag, len(stored.data)), 1)
         return ListedFolder() if any(one.startswith(key + "/") for one in self.bucket.objects) else None
 
+    def place(self, path: bytes) -> Place:
+        """The path as a mount gives it: by the folder as it is now, wherever that goes meanwhile."""
+        folder, _, name = path.rpartition(b"/")
+        state = self.side.state
+        found = state.resolve(folder)
+        if not folder or not isinstance(found, Node):
+            return path
+
+        def now() -> bytes:
+            present = state.by_id.get(found.id)
+            at = state.path_of(present) if present is not None else None
+            if at is None:
+                raise FileNotFoundError(2, "the folder is gone")
+            return at + b"/" + name
+
+        return now
+
     def create(self, path: bytes) -> OpenFile:
-        return self.side.create(path, PLAIN, self.shown(path))
+        return self.side.create(self.place(path), PLAIN, self.shown(path))
 
     def write(self, path: bytes, data: bytes) -> None:
         """`open(path, "wb").write(data)`, closed."""
@@ -128,20 +163,20 @@ class Lab:
         return self.bucket.objects[shown.version.key].data
 
     def unlink(self, path: bytes) -> None:
-        self.side.unlink(path, self.shown(path))
+        self.side.unlink(self.place(path), self.shown(path))
 
     def rmdir(self, path: bytes) -> None:
         if self.names(path):
             raise OSError(39, "not empty")
-        self.side.rmdir(path, self.shown(path))
+        self.side.rmdir(self.place(path), self.shown(path))
 
     def mkdir(self, path: bytes) -> None:
-        self.side.mkdir(path, Attributes(0o755, 0, 0), self.shown(path))
+        self.side.mkdir(self.place(path), Attributes(0o755, 0, 0), self.shown(path))
 
     def rename(self, old: bytes, new: bytes) -> None:
         if self.kind(new) == Kind.DIRECTORY and self.names(new) and old != new:
             raise OSError(39, "not empty")
-        self.side.rename(old, new, self.shown(old), self.shown(new))
+        self.side.rename(self.place(old), self.place(new), self.shown(old), self.shown(new))
 
     def kind(self, path: bytes) -> Kind | None:
         found = self.side.resolve(path)

@@ -4,8 +4,9 @@
     NAME.00000000 ...  pieces of 4 MiB, at the same offsets as in the user's file
 
 The head is written before the pieces that it covers, in steps of 64 pieces, and removed after them: so a crash leaves no
-piece that nobody can find. Writes are sent at once and awaited in `sync` (at most IN_FLIGHT pieces are on their way), as
-librados acks a write only when it is on all replicas.
+piece that nobody can find. A file that is being deleted has one byte more in its head: so a reader in another process that
+misses a piece can tell a hole from a file that is gone. Writes are sent at once and awaited in `sync` (at most IN_FLIGHT
+pieces are on their way), as librados acks a write only when it is on all replicas.
 
 Nothing hangs: `timeout_s` is given to librados for every operation, so a lost OSD or monitor costs at most that, and then
 TierFailed. A full pool is asked to refuse (FULL_TRY), because librados by default waits until there is room.
@@ -112,13 +113,14 @@ class RadosTier:
         return file
 
     def open(self, name: str) -> "RadosFile":
-        return RadosFile(self, name, reserved=self._reserved(name))
+        return RadosFile(self, name, reserved=self.reserved(name))
 
     def delete(self, name: str) -> None:
         try:
-            reserved = self._reserved(name)
+            reserved = self.reserved(name, also_deleted=True)
         except DirtyDataMissing:
             return
+        self.finish(self.write_object(name, _HEAD.size, b"x", flags=FULL_FORCE), name)
         for index in range(reserved):
             self.remove_object(piece_name(name, index))
         self.remove_object(name)
@@ -145,13 +147,13 @@ class RadosTier:
 
     # --- Objects, for RadosFile. -------------------------------------------------------------------------
 
-    def write_object(self, name: str, offset: int, data: Buffer) -> Any:
+    def write_object(self, name: str, offset: int, data: Buffer, *, flags: int = FULL_TRY) -> Any:
         """Begin to write; gives the completion to wait for."""
         operation = self._rados.WriteOpCtx()
         with operation as op:
             op.write(bytes(data), offset)
             try:
-                return self._pieces.operate_aio_write_op(op, name, flags=FULL_TRY)
+                return self._pieces.operate_aio_write_op(op, name, flags=flags)
             except self._rados.Error as error:
                 self.fail("write", name, error)
 
@@ -206,14 +208,15 @@ class RadosTier:
             return False
         return True
 
-    def _reserved(self, name: str) -> int:
-        head = self.read_object(name, 0, _HEAD.size)
-        if len(head) != _HEAD.size:
+    def reserved(self, name: str, *, also_deleted: bool = False) -> int:
+        """How many pieces a file may have. Raises DirtyDataMissing if there is no such file (any more)."""
+        head = self.read_object(name, 0, _HEAD.size + 1)
+        if len(head) < _HEAD.size or (len(head) > _HEAD.size and not also_deleted):
             raise DirtyDataMissing(
                 f"data file {name} of write tier {self.label} is gone",
                 remedy="restore the pool; what the bucket already has is not affected",
             )
-        return int(_HEAD.unpack(head)[0])
+        return int(_HEAD.unpack(head[: _HEAD.size])[0])
 
 
 class RadosFile:
@@ -257,15 +260,19 @@ class RadosFile:
         with self._mutex:
             self._drain_locked()
         parts = []
+        is_short = False
         while size:
             index, start = divmod(offset, PIECE_BYTES)
             length = min(size, PIECE_BYTES - start)
             found = (
                 self._tier.read_object(piece_name(self._name, index), start, length) if index < self._reserved else b""
             )
+            is_short = is_short or len(found) < length
             parts.append(found + bytes(length - len(found)))
             offset += length
             size -= length
+        if is_short:
+            self._tier.reserved(self._name)  # raises if another process has deleted it
         return b"".join(parts)
 
     def truncate(self, size: int) -> None:

@@ -44,6 +44,19 @@ class MongoRecords:
     """
 
     def __init__(self, url: str, name: str, *, timeout_s: float = TIMEOUT_S) -> None:
+        self._connect(url, name, timeout_s)
+        try:
+            with self._calling("open"):
+                self._sequence.update_one({"_id": "sequence"}, {"$setOnInsert": {"value": 0}}, upsert=True)
+                self._records.create_index("revision")
+                self._records.create_index("removed_at", expireAfterSeconds=REMOVED_KEPT_S)
+                # A collection cannot come into being inside a transaction on every server version.
+                self._inline.create_index("_id")
+        except MetadataUnavailable:
+            self._client.close()
+            raise
+
+    def _connect(self, url: str, name: str, timeout_s: float) -> None:
         self._timeout_s = timeout_s
         self._is_away = False
         try:
@@ -67,16 +80,17 @@ class MongoRecords:
         self._records: Collection[dict[str, Any]] = database[f"write.{name}.records"]
         self._inline: Collection[dict[str, Any]] = database[f"write.{name}.inline"]
         self._sequence: Collection[dict[str, Any]] = database[f"write.{name}.sequence"]
+
+    @classmethod
+    def exists(cls, url: str, name: str, *, timeout_s: float = TIMEOUT_S) -> bool:
+        """Whether anything was ever written to `name`. Makes nothing. Raises as opening does."""
+        store = cls.__new__(cls)
+        store._connect(url, name, timeout_s)
         try:
-            with self._calling("open"):
-                self._sequence.update_one({"_id": "sequence"}, {"$setOnInsert": {"value": 0}}, upsert=True)
-                self._records.create_index("revision")
-                self._records.create_index("removed_at", expireAfterSeconds=REMOVED_KEPT_S)
-                # A collection cannot come into being inside a transaction on every server version.
-                self._inline.create_index("_id")
-        except MetadataUnavailable:
-            self._client.close()
-            raise
+            with store._calling("read"):
+                return store._sequence.find_one({"_id": "sequence"}) is not None
+        finally:
+            store.close()
 
     @property
     def label(self) -> str:
@@ -136,7 +150,8 @@ class MongoRecords:
                 {"_id": {"$in": keys}, "removed_at": None}, {"revision": 1}, session=session
             )
         }
-        if any(found.get(key, ABSENT) != revision for key, revision in expected.items()):
+        is_late = batch.after is not None and batch.after != sequence - 1
+        if is_late or any(found.get(key, ABSENT) != revision for key, revision in expected.items()):
             # Nothing is to happen: not even the sequence may move, or others would look for changes in vain.
             session.abort_transaction()
             return None

@@ -159,6 +159,8 @@ class SqliteRecords:
                 self._log_fd = -1
 
     def _is_current(self, batch: Batch) -> bool:
+        if batch.after is not None and batch.after != self._sequence:
+            return False
         expected = {**batch.guards, **{change.key: change.expected for change in batch.changes}}
         for rows in _batched(expected.items(), ROWS):
             (stale,) = self._connection.execute(

@@ -34,13 +34,15 @@ class Change:
 class Batch:
     """What is applied together. `put_inline` and `drop_inline` concern inline data, by name.
 
-    `guards` are keys that stay as they are and must have these revisions: what the changes were decided on.
+    `guards` are keys that stay as they are and must have these revisions: what the changes were decided on. `after`: nothing at
+    all may have been committed since this sequence, because they were decided on what is not there.
     """
 
     changes: Sequence[Change]
     put_inline: Mapping[str, bytes] = field(default_factory=dict)
     drop_inline: Sequence[str] = ()
     guards: Mapping[bytes, int] = field(default_factory=dict)
+    after: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
