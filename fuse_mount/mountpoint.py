@@ -18,6 +18,7 @@ import stat
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
@@ -31,6 +32,7 @@ log = logging.getLogger(__name__)
 DEVICE = "/dev/fuse"
 _HELPER = "fusermount3"
 _HELPER_TIMEOUT_S = 20.0
+_BUSY_POLL_S = 0.05
 _PROBE_TIMEOUT_S = 10.0
 _MAX_READ_BYTES = 1024 * 1024
 
@@ -187,42 +189,49 @@ def _mount_by_helper(path: str, source: str, options: MountOptions) -> int:
     )
 
 
-def detach(mountpoint: str | os.PathLike[str], *, lazy: bool = False, force: bool = False) -> None:
+def detach(
+    mountpoint: str | os.PathLike[str], *, lazy: bool = False, force: bool = False, patience_s: float = 0.0
+) -> None:
     """Remove the mount on top of that path. Works on dead mounts as well, and does not wait for a server.
 
     `lazy`: the name goes now, the mount when the last user has closed. `force`: everything that waits for it fails at once.
-    Raises NotMounted if there is none, MountError if it is busy (and neither is given) or not ours to remove.
+    A busy mount is tried again for `patience_s`: whoever only looks at it (df, a status of another user) is gone soon. Raises NotMounted if there is none, MountError if it is busy (and neither is given) or not ours to remove.
     """
     path = resolve(mountpoint)
     entry = mounted_at(path)
     if entry is None or not entry.is_forebay:
         raise NotMounted(f"{path} is not a mountpoint of Forebay", remedy="see what is mounted: forebay status")
-    if os.geteuid() == 0:
-        _unmount_as_root(path, lazy=lazy, force=force)
-        return
-    if force:
+    if os.geteuid() != 0 and force:
         abort(entry.device[1])
-    _unmount_by_helper(path, lazy=lazy or force)
+    unmount = _unmount_as_root if os.geteuid() == 0 else _unmount_by_helper
+    deadline = time.monotonic() + patience_s
+    while not unmount(path, lazy=lazy, force=force):
+        if time.monotonic() >= deadline:
+            raise MountError(
+                f"{path} is busy: a process has a file or its working folder there", remedy="close it, or use --lazy"
+            )
+        time.sleep(_BUSY_POLL_S)
 
 
-def _unmount_as_root(path: str, *, lazy: bool, force: bool) -> None:
+def _unmount_as_root(path: str, *, lazy: bool, force: bool) -> bool:
+    """False if it is busy."""
     flags = _UMOUNT_NOFOLLOW | (_MNT_DETACH if lazy or force else 0) | (_MNT_FORCE if force else 0)
     if _libc.umount2(os.fsencode(path), ctypes.c_int(flags)) == 0:
-        return
+        return True
     code = ctypes.get_errno()
     if code == errno.EBUSY:
-        raise _busy(path)
+        return False
     if code == errno.EPERM and shutil.which(_HELPER):
-        _unmount_by_helper(path, lazy=lazy or force)
-        return
+        return _unmount_by_helper(path, lazy=lazy, force=force)
     raise MountError(f"{path} cannot be unmounted: {os.strerror(code)}")
 
 
-def _unmount_by_helper(path: str, *, lazy: bool) -> None:
+def _unmount_by_helper(path: str, *, lazy: bool, force: bool) -> bool:
+    """False if it is busy."""
     helper = shutil.which(_HELPER)
     if helper is None:
         raise MountError(f"unmounting {path} without root needs {_HELPER}", remedy="install the package fuse3")
-    command = [helper, "-u", *(["-z"] if lazy else []), "--", path]
+    command = [helper, "-u", *(["-z"] if lazy or force else []), "--", path]
     try:
         done = subprocess.run(
             command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_HELPER_TIMEOUT_S, check=False,
@@ -230,19 +239,11 @@ def _unmount_by_helper(path: str, *, lazy: bool) -> None:
         )  # fmt: skip
     except subprocess.TimeoutExpired:
         raise MountError(f"{helper} did not unmount {path} within {_HELPER_TIMEOUT_S:.0f} s") from None
-    if done.returncode == 0:
-        return
-    if mounted_at(path) is None:
-        return
+    if done.returncode == 0 or mounted_at(path) is None:
+        return True
     if "busy" in done.stderr:
-        raise _busy(path)
+        return False
     raise MountError(f"{path} cannot be unmounted: {done.stderr.strip()}")
-
-
-def _busy(path: str) -> MountError:
-    return MountError(
-        f"{path} is busy: a process has a file or its working folder there", remedy="close it, or use --lazy"
-    )
 
 
 def abort(connection: int) -> bool:

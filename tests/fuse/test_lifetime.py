@@ -291,6 +291,16 @@ def test_a_busy_mount_is_not_removed_without_lazy(mountpoint: Path) -> None:
         assert process.wait(WAIT_S) == 0
 
 
+def test_who_only_looks_at_a_mount_does_not_keep_it(mountpoint: Path) -> None:
+    with mount_process(mountpoint, "lane") as process:
+        looking = (mountpoint / "file").open("rb")
+        closing = threading.Timer(0.3, looking.close)
+        closing.start()
+        detach(mountpoint, patience_s=WAIT_S)
+        closing.join()
+        assert process.wait(WAIT_S) == 0
+
+
 def test_a_server_that_does_not_answer_is_removed_by_force(mountpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The server is stopped (SIGSTOP): every question to the mount would hang."""
     monkeypatch.setattr(mounting, "_PROBE_TIMEOUT_S", 0.5)
