@@ -17,7 +17,6 @@ from ..errors import DaemonUnreachable
 from . import flush, frame
 
 WAIT_TIMEOUT_S = 60.0
-BUSY_PATIENCE_S = 1.0
 FORCE_TIMEOUT_S = 5.0
 
 
@@ -38,7 +37,7 @@ def run(args: argparse.Namespace, settings: config.Settings) -> int:
     entry = next((entry for entry in registry.entries() if entry.mountpoint == path), None)
     if args.flush and entry is not None:
         flush.wait(Control(entry.socket), "", None, as_json=False)
-    detach(path, lazy=args.lazy, force=args.force, patience_s=BUSY_PATIENCE_S)
+    detach(path, lazy=args.lazy, force=args.force)
     ended = entry is None or args.lazy or _wait(entry, force=args.force)
     if args.json:
         frame.emit_json({"mountpoint": path, "unmounted": True, "ended": ended and not args.lazy})

@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 DEVICE = "/dev/fuse"
 _HELPER = "fusermount3"
 _HELPER_TIMEOUT_S = 20.0
+BUSY_PATIENCE_S = 1.0
 _BUSY_POLL_S = 0.05
 _PROBE_TIMEOUT_S = 10.0
 _MAX_READ_BYTES = 1024 * 1024
@@ -190,7 +191,7 @@ def _mount_by_helper(path: str, source: str, options: MountOptions) -> int:
 
 
 def detach(
-    mountpoint: str | os.PathLike[str], *, lazy: bool = False, force: bool = False, patience_s: float = 0.0
+    mountpoint: str | os.PathLike[str], *, lazy: bool = False, force: bool = False, patience_s: float = BUSY_PATIENCE_S
 ) -> None:
     """Remove the mount on top of that path. Works on dead mounts as well, and does not wait for a server.
 

@@ -121,7 +121,7 @@ class Mount:
             # Unmounted by others, lazily it seems; or something was mounted on top, and that is not ours to remove.
             return True
         try:
-            await asyncio.to_thread(detach, self.mountpoint)
+            await asyncio.to_thread(detach, self.mountpoint, patience_s=0.0)
         except NotMounted:
             return False
         except MountError as error:
