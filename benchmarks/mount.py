@@ -8,7 +8,6 @@ Both sides run in turn (A B A B ...) against one SeaweedFS with the same cache s
 Forebay runs without its RAM tier where a row is about the SSD tier.
 """
 
-import argparse
 import asyncio
 import shutil
 import sys
@@ -22,13 +21,13 @@ from forebay.benchmarks.lab import (
     Lab,
     cpu_seconds,
     drop_page_cache,
-    lab,
     object_key,
     peak_memory_bytes,
     put_random_object,
     put_small_objects,
 )
-from forebay.benchmarks.report import Row, markdown, write
+from forebay.benchmarks.program import run_rows
+from forebay.benchmarks.report import Row
 
 MIB = 1024 * 1024
 
@@ -259,22 +258,7 @@ ROWS: dict[str, Callable[[Plan, Lab], list[Row]]] = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", default=",".join(ROWS), help=f"comma-separated, of {', '.join(ROWS)}")
-    parser.add_argument("--runs", type=int, default=5, help="samples of each (default 5)")
-    parser.add_argument("--scale", type=float, default=1.0, help="fraction of every size (default 1)")
-    parser.add_argument("--work", type=Path, default=None, help="folder for data and caches (default: temporary)")
-    parser.add_argument("--out", type=Path, default=Path(__file__).with_name("out") / "mount")
-    arguments = parser.parse_args()
-    plan = Plan(arguments.runs, arguments.scale)
-    rows: list[Row] = []
-    for name in arguments.rows.split(","):
-        with lab(arguments.work) as place:
-            measured = ROWS[name](plan, place)
-        rows += measured
-        print(markdown(measured, name), flush=True)
-        write(rows, "Reading through the mount", arguments.out)
-    print(f"written to {arguments.out}")
+    run_rows(__doc__, ROWS, Plan, title="Reading through the mount", name="mount")
 
 
 if __name__ == "__main__":

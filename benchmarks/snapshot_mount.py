@@ -9,7 +9,6 @@ list    `ls -f` of a folder of 1 M entries in it, and `stat` of random paths; Ju
 dvc     the same folder of 100,000 files: `dvc add` + `dvc status`, and `snapshot create` + `snapshot verify`
 """
 
-import argparse
 import json
 import os
 import shutil
@@ -20,9 +19,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from forebay.benchmarks.contenders import JuiceFS
-from forebay.benchmarks.lab import Lab, drop_page_cache, lab, peak_memory_bytes, process_tree
+from forebay.benchmarks.lab import Lab, drop_page_cache, peak_memory_bytes, process_tree
 from forebay.benchmarks.manifests import manifest_lines
-from forebay.benchmarks.report import Row, markdown, write
+from forebay.benchmarks.program import run_rows
+from forebay.benchmarks.report import Row
 
 DVC = "dvc==3.67.1"
 FLAT_FOLDER = "flat"
@@ -31,7 +31,7 @@ FLAT_FOLDER = "flat"
 class Plan:
     """Sizes of a run."""
 
-    def __init__(self, scale: float, runs: int) -> None:
+    def __init__(self, runs: int, scale: float) -> None:
         self.runs = runs
         self.entries = int(10_000_000 * scale)
         self.flat = int(1_000_000 * scale)
@@ -217,22 +217,7 @@ ROWS: dict[str, Callable[[Plan, Lab], list[Row]]] = {"mount": mount, "list": lis
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", default=",".join(ROWS), help=f"comma-separated, of {', '.join(ROWS)}")
-    parser.add_argument("--runs", type=int, default=3, help="samples of each (default 3)")
-    parser.add_argument("--scale", type=float, default=1.0, help="fraction of every size (default 1)")
-    parser.add_argument("--work", type=Path, default=None, help="folder for data and caches (default: temporary)")
-    parser.add_argument("--out", type=Path, default=Path(__file__).with_name("out") / "snapshot_mount")
-    arguments = parser.parse_args()
-    plan = Plan(arguments.scale, arguments.runs)
-    rows: list[Row] = []
-    for name in arguments.rows.split(","):
-        with lab(arguments.work) as place:
-            measured = ROWS[name](plan, place)
-        rows += measured
-        print(markdown(measured, name), flush=True)
-        write(rows, "Versions as folders", arguments.out)
-    print(f"written to {arguments.out}")
+    run_rows(__doc__, ROWS, Plan, title="Versions as folders", name="snapshot_mount", runs=3)
 
 
 if __name__ == "__main__":

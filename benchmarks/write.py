@@ -11,7 +11,6 @@ The promises differ: Forebay's close returns when the bytes and their record are
 rclone leave them in the page cache.
 """
 
-import argparse
 import contextlib
 import io
 import os
@@ -22,8 +21,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from forebay.benchmarks.contenders import Contender, Forebay, JuiceFS, Rclone
-from forebay.benchmarks.lab import Lab, drop_page_cache, lab, put_random_object, wait_for
-from forebay.benchmarks.report import Row, markdown, write
+from forebay.benchmarks.lab import Lab, drop_page_cache, put_random_object, wait_for
+from forebay.benchmarks.program import run_rows
+from forebay.benchmarks.report import Row
 
 MIB = 1024 * 1024
 SETTLE_TIMEOUT_S = 300
@@ -228,22 +228,7 @@ ROWS: dict[str, Callable[[Plan, Lab], list[Row]]] = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", default=",".join(ROWS), help=f"comma-separated, of {', '.join(ROWS)}")
-    parser.add_argument("--runs", type=int, default=5, help="samples of each (default 5)")
-    parser.add_argument("--scale", type=float, default=1.0, help="fraction of every size (default 1)")
-    parser.add_argument("--work", type=Path, default=None, help="folder for data and caches (default: temporary)")
-    parser.add_argument("--out", type=Path, default=Path(__file__).with_name("out") / "write")
-    arguments = parser.parse_args()
-    plan = Plan(arguments.runs, arguments.scale)
-    rows: list[Row] = []
-    for name in arguments.rows.split(","):
-        with lab(arguments.work) as place:
-            measured = ROWS[name](plan, place)
-        rows += measured
-        print(markdown(measured, name), flush=True)
-        write(rows, "Writing through the mount", arguments.out)
-    print(f"written to {arguments.out}")
+    run_rows(__doc__, ROWS, Plan, title="Writing through the mount", name="write")
 
 
 if __name__ == "__main__":

@@ -80,7 +80,7 @@ def create_runtime_folder() -> Path:
 @contextlib.contextmanager
 def starting(name: str) -> Iterator[None]:
     """Held while a process for the cache folder `name` comes up: who starts one at the same time waits, and then finds it."""
-    descriptor = os.open(create_runtime_folder() / f".start-{name}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    descriptor = _open_start_lock(name)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
@@ -91,7 +91,7 @@ def starting(name: str) -> Iterator[None]:
 @contextlib.contextmanager
 def nobody_starts(name: str) -> Iterator[bool]:
     """Whether no process for the cache folder `name` is coming up; while this is held, none does. Never waits."""
-    descriptor = os.open(create_runtime_folder() / f".start-{name}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    descriptor = _open_start_lock(name)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -101,6 +101,10 @@ def nobody_starts(name: str) -> Iterator[bool]:
             yield True
     finally:
         os.close(descriptor)
+
+
+def _open_start_lock(name: str) -> int:
+    return os.open(create_runtime_folder() / f".start-{name}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
 
 def new_id() -> str:

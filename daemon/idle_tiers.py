@@ -22,6 +22,7 @@ from pathlib import Path
 from .. import amounts
 from ..cache.pins import Pins
 from ..client import registry
+from ..tiers.local.files import BLOCK_UNIT_BYTES
 from ..tiers.local.folder import BLOCKS, EXTENTS, LOCK_FILE, SLABS, read_version
 
 log = logging.getLogger(__name__)
@@ -29,7 +30,6 @@ log = logging.getLogger(__name__)
 _GOING = ".going-"
 # After finding nothing to remove: every writer that is short of room would look again.
 LOOK_AGAIN_S = 30.0
-_BLOCK_UNIT_BYTES = 512
 
 
 class IdleTiers:
@@ -67,8 +67,9 @@ class IdleTiers:
 
     def _take_one(self) -> Path | None:
         """The folder to remove next, renamed already; None if there is none."""
-        for left_over in self._left_over():
-            return left_over
+        left_over = self._left_over()
+        if left_over:
+            return left_over[0]
         for folder in sorted(self._idle(), key=_last_used_s):
             taken = self._take(folder)
             if taken is not None:
@@ -125,7 +126,7 @@ def allocated_bytes(folder: Path) -> int:
     for path, _, names in os.walk(folder):
         for name in names:
             with contextlib.suppress(OSError):
-                total += os.lstat(os.path.join(path, name)).st_blocks * _BLOCK_UNIT_BYTES
+                total += os.lstat(os.path.join(path, name)).st_blocks * BLOCK_UNIT_BYTES
     return total
 
 
@@ -136,7 +137,7 @@ def _removed(folder: Path) -> Iterator[int]:
         for name in names:
             file = os.path.join(path, name)
             with contextlib.suppress(OSError):
-                size = os.lstat(file).st_blocks * _BLOCK_UNIT_BYTES
+                size = os.lstat(file).st_blocks * BLOCK_UNIT_BYTES
                 os.unlink(file)
                 total += size
                 yield size
