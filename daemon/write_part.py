@@ -47,6 +47,7 @@ def write_options(settings: config.Settings) -> WriteOptions:
         max_dirty_age_s=settings.max_dirty_age,
         max_dirty_bytes=settings.max_dirty_size,
         dirty_wait_s=settings.dirty_wait,
+        recheck_s=4 * settings.io_timeout,
         lease_s=1.5 * settings.io_timeout,
         high_watermark_bytes=settings.write_cache_size,
         low_watermark_bytes=int(settings.write_cache_size * LOW_SHARE),

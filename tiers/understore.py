@@ -107,8 +107,12 @@ class UnderStore(Protocol):
         """
         ...
 
-    async def delete(self, key: str) -> None:
-        """Remove the object; it is no error if there is none."""
+    async def delete(self, key: str) -> bool:
+        """Remove the object; it is no error if there is none.
+
+        Whether nothing of this call can arrive any more. False: it is done, but an earlier try had no answer, and may be applied a second
+        time, to whatever is under the key then. After StoreUnavailable the same may happen, to an object that is still there.
+        """
         ...
 
     def version(self, info: ObjectInfo) -> ObjectVersion:

@@ -125,6 +125,10 @@ class Doomed(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     EMPTY: any object of no bytes (markers of folders, whoever made them).
 
     `recheck` asks for a second look after the time-out of a request, because a publish of unknown outcome may still arrive.
+
+    `sends` counts the DELETEs that were sent, each before it was: one without an answer may arrive late, and take away what is under
+    the key then, and nothing tells a new empty object from an old one. So nothing is published there before the time-out of
+    a request is over; the entry stays until then, with `is_gone` if the object was seen to be absent.
     """
 
     key: bytes
@@ -132,6 +136,8 @@ class Doomed(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     since_ns: int
     recheck: bool = False
     writer: int = 0
+    sends: int = 0
+    is_gone: bool = False
 
     @property
     def record_key(self) -> bytes:

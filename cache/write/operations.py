@@ -380,17 +380,29 @@ class Operations:
         folder = state.by_id[folder.id]
         if folder.id == ROOT_ID or folder.is_dirty or folder.remote is not None:
             return
+        self.send_marker(step, folder)
+
+    def send_marker(self, step: Step, folder: Node) -> None:
+        """Have the marker of a folder published (once more)."""
         step.put(
             msgspec.structs.replace(
-                folder, dirty_since_ns=self.now_ns(), generation=folder.generation + 1, writer=self.writer
+                folder,
+                dirty_since_ns=folder.dirty_since_ns or self.now_ns(),
+                generation=folder.generation + 1,
+                writer=self.writer,
             )
         )
 
+    def doom(self, step: Step, state: State, key: bytes, etag: str, *, recheck: bool = False) -> None:
+        """Have an object deleted, in place of what was to be deleted under the key; what was sent for that may still arrive."""
+        known = state.doomed.get(key)
+        sends = 0 if known is None else known.sends
+        step.put(Doomed(key, etag, self.now_ns(), recheck=recheck, writer=self.writer, sends=sends))
+
     def _doom(self, step: Step, state: State, key: bytes, etag: str) -> None:
         known = state.doomed.get(key)
-        if known is None or known.etag != etag:
-            recheck = known is not None and known.recheck
-            step.put(Doomed(key, etag, self.now_ns(), recheck=recheck, writer=self.writer))
+        if known is None or known.etag != etag or known.is_gone:
+            self.doom(step, state, key, etag, recheck=known is not None and known.recheck)
 
 
 def _refuse_long(state: State, path: bytes, below: int = 0) -> None:

@@ -47,7 +47,8 @@ class WriteOptions:
     upload_parts: int = 8
     retry_first_s: float = 0.5
     retry_max_s: float = 60.0
-    # How long after a publish of unknown outcome its key is looked at again.
+    # How long after it was sent a request without an answer may still be applied: then the key of a publish is looked at again,
+    # and that of a deletion may be published to.
     recheck_s: float = 120.0
     # Where records are shared: a writer that was not heard of for so long is dead. Three quarters of it are more than one
     # request to the under store can take.

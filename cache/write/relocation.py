@@ -23,7 +23,7 @@ import msgspec
 from ...tiers.understore import ListPage, UnderStore
 from ...tiers.version import ObjectVersion
 from .ledger import Ledger, Step
-from .nodes import EMPTY, Doomed, Kind, Node
+from .nodes import EMPTY, Kind, Node
 from .operations import Listed, Operations
 from .state import Below, State
 
@@ -130,7 +130,7 @@ class Relocation:
             if not found.is_dirty:
                 step.put(_dirty(found, self.operations))
             if key not in state.doomed:
-                step.put(Doomed(key, EMPTY, self.operations.now_ns(), writer=self.operations.writer))
+                self.operations.doom(step, state, key, EMPTY)
 
     def _finish(self, step: Step, folder: Node) -> None:
         """Everything has a node: from now on the old prefix is not looked at any more."""

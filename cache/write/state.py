@@ -258,6 +258,16 @@ class State:
             return True
         return any(prefix[:-1] in self.doomed for prefix in _prefixes(key))
 
+    def doomed_from(self, key: bytes) -> Iterator[Doomed]:
+        """The entries of a key, and of the markers of the folders above it."""
+        for one in {key, *_prefixes(key)}:
+            if one in self.doomed:
+                yield self.doomed[one]
+
+    def is_sent_below(self, marker: bytes) -> bool:
+        """Whether an upload is under way, or of unknown outcome, in the folder of a marker."""
+        return any(len(one.key) > len(marker) and one.key.startswith(marker) for one in self.attempts.values())
+
     def shows_elsewhere(self, key: bytes) -> bool:
         """Whether an object under `key` would be seen in a folder that was moved away from there and still shows its old prefix."""
         for prefix in _prefixes(key):

@@ -69,7 +69,8 @@ class UploadCounts:
 class Uploads:
     """`busy_keys` are keys with a publish or delete on its way; `watches` are files whose bytes are being read.
 
-    `require_time` raises when there is too little time left before another may take our place (`Writers`).
+    `require_time` raises when there is too little time left before another may take our place (`Writers`); `is_hindered` says whether
+    a deletion that is under way could take away what is published under a key (`Deletions`).
     """
 
     ledger: Ledger
@@ -81,6 +82,7 @@ class Uploads:
     drafts: dict[int, Draft]
     budget: ByteBudget
     require_time: Callable[[], None]
+    is_hindered: Callable[[State, bytes], bool]
     counts: UploadCounts = field(default_factory=UploadCounts)
     busy_keys: set[bytes] = field(default_factory=set)
     active: set[str] = field(default_factory=set)
@@ -177,6 +179,8 @@ class Uploads:
             return None
         if any(attempt.key == key for attempt in state.attempts.values()):
             return None  # of another node, and of unknown outcome: what the key holds is not known before it is settled
+        if self.is_hindered(state, key):
+            return None
         if state.shows_elsewhere(key):
             return None  # a folder that was here has not been gone through yet: it would be taken for its own
         if state.is_in_the_way(key):
@@ -433,13 +437,13 @@ class Uploads:
         if draft is not None and draft.base is not None and draft.base.key == published.key:
             draft.rebased[draft.base] = published  # also for a file that was deleted, and is open
         if node is None:
-            self._doom(step, state, published.key, published.etag)
+            self.operations.doom(step, state, published.key, published.etag)
             return
         fields: dict[str, object] = {}
         if node.base is not None and node.base.key == published.key:
             fields["base"] = published  # the version it was made from is overwritten; this one holds the same bytes
         if state.key_of(node) != published.key:
-            self._doom(step, state, published.key, published.etag)
+            self.operations.doom(step, state, published.key, published.etag)
             if node.remote is not None and node.remote.key == published.key:
                 fields["remote"] = (
                     None  # a folder above was renamed; what it had there is overwritten, and doomed by now
@@ -447,7 +451,7 @@ class Uploads:
         else:
             old = node.remote
             if old is not None and old.key != published.key and state.remote_holders.get(old.key) == node.id:
-                self._doom(step, state, old.key, EMPTY if node.kind == Kind.DIRECTORY else old.etag)
+                self.operations.doom(step, state, old.key, EMPTY if node.kind == Kind.DIRECTORY else old.etag)
             doomed = state.doomed.get(published.key)
             if doomed is not None:
                 step.remove(doomed)
@@ -484,7 +488,7 @@ class Uploads:
             known = state.doomed.get(attempt.key)
             # Not every store keeps the tag of a folder's marker (SeaweedFS drops it), so that a marker is known by being empty.
             meant = EMPTY if attempt.key.endswith(b"/") else OURS if known is None else known.etag
-            step.put(Doomed(attempt.key, meant, self.operations.now_ns(), recheck=True, writer=self.operations.writer))
+            self.operations.doom(step, state, attempt.key, meant, recheck=True)
 
     async def _lost_condition(self, plan: Plan, error: ObjectChanged) -> None:
         """The key does not hold what was expected: our own upload after a lost reply, or somebody else's object."""
@@ -525,17 +529,17 @@ class Uploads:
         logger.warning("conflict: %s (%s)", os.fsdecode(attempt.key), error)
 
     async def _free_name(self, key: bytes) -> None:
-        """Remove the folder that a store still keeps in the place of a file (SeaweedFS, after the last key below it went).
+        """Have the folder deleted that a store still keeps in the place of a file (SeaweedFS, after the last key below it went).
 
-        Only what no listing shows is removed: nothing that anybody could see. The upload is tried again later.
+        Only one that no listing shows: nothing that anybody could see. The upload waits for it (`State.is_in_the_way`).
         """
         below = os.fsdecode(key) + "/"
         if key.endswith(b"/") or await self.store.head(below) is None:
             return
         page = await self.store.list_page(below, limit=1)
         if not page.keys:
-            self.require_time()
-            await self.store.delete(below)
+            marker = os.fsencode(below)
+            await self.ledger.run_async(lambda step: self.operations.doom(step, self.ledger.state, marker, EMPTY))
 
     def _follow_source(self, step: Step, plan: Plan, source: ObjectInfo | None) -> None:
         """The object was changed or deleted by somebody else, and we had changed only its name or attributes: theirs counts."""
@@ -581,9 +585,6 @@ class Uploads:
         name = node.name + f".conflict-{socket.gethostname()}-{stamp}-{attempt.nonce[:4]}".encode()
         step.remove(node)
         step.put(msgspec.structs.replace(node, name=name, remote=None, covers=False, generation=node.generation + 1))
-
-    def _doom(self, step: Step, state: State, key: bytes, etag: str) -> None:
-        step.put(Doomed(key, etag, self.operations.now_ns(), writer=self.operations.writer))
 
     def _remote(self, info: ObjectInfo) -> Remote:
         return Remote(os.fsencode(info.key), info.etag, info.size, info.version_id)
@@ -631,7 +632,7 @@ def _expected(state: State, node: Node, key: bytes) -> str | None:
         assert remote is not None
         return remote.etag
     doomed = state.doomed.get(key)
-    return None if doomed is None else doomed.etag
+    return None if doomed is None or doomed.is_gone else doomed.etag
 
 
 async def _md5(data: Buffer) -> str:

@@ -129,10 +129,11 @@ class WriteSide:
         self.files = OpenFiles(self.ledger, self.operations, tier, self.options, {}, lambda: self.writeback.noticed())
         self.uploads = Uploads(
             self.ledger, self.operations, tier, store, self.options, self._read_base, self.files.drafts,
-            ByteBudget(self.options.upload_parts * self.options.part_bytes), require_time, watches=self.files.watches,
+            ByteBudget(self.options.upload_parts * self.options.part_bytes), require_time,
+            lambda state, key: self.deletions.hinders(state, key), watches=self.files.watches,
         )  # fmt: skip
         self.deletions = Deletions(
-            self.ledger, store, self.options, self._keys_read, self.uploads.busy_keys, require_time
+            self.ledger, self.operations, store, self.options, self._keys_read, self.uploads.busy_keys, require_time
         )
         self.relocation = Relocation(self.ledger, self.operations, store)
         self.retirement = Retirement(
@@ -482,7 +483,9 @@ class WriteSide:
                 doomed = [
                     entry
                     for entry in state.doomed.values()
-                    if entry.key.startswith(prefix) and not entry.recheck and entry.key not in reading
+                    if entry.key.startswith(prefix)
+                    and not (entry.recheck or entry.is_gone)
+                    and entry.key not in reading
                 ]
                 attempts = list(state.attempts) if path is None else []
             if not left and not doomed and not attempts:

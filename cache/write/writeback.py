@@ -275,7 +275,7 @@ class Writeback:
             await self.sync_open(node_id)
         if not await self.uploads.upload(node_id):
             # It has to wait for another file or deletion; look again in a while.
-            self.failures[node_id] = Failure("waits for another file", 0, time.monotonic() + ROUND_S)
+            self.failures[node_id] = Failure("waits for another file or a deletion", 0, time.monotonic() + ROUND_S)
             return
         self.failures.pop(node_id, None)
 

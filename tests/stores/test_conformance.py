@@ -100,7 +100,7 @@ async def test_an_overwritten_object_is_not_read(store: UnderStore) -> None:
 
 async def test_a_deleted_object_is_not_found(store: UnderStore) -> None:
     version = store.version(await store.put("key", b"content"))
-    await store.delete("key")
+    assert await store.delete("key")
     assert await store.head("key") is None
     with pytest.raises(ObjectNotFound, match="key"):
         await store.get_range(version, 0, 3)

@@ -235,6 +235,15 @@ async def test_a_put_whose_answer_was_lost_is_not_a_conflict_with_itself(store: 
         await store.put("once", b"3", if_match=first.etag)
 
 
+async def test_a_deletion_that_was_sent_twice_says_so(store: S3Store, proxy: FaultProxy) -> None:
+    for name in ("once", "twice"):
+        await store.put(name, b"1")
+    proxy.script = [Fault.lose_answer(only="DELETE")]
+    assert not await store.delete("twice")
+    assert await store.delete("once")
+    assert await store.head("twice") is None
+
+
 async def test_a_completion_whose_answer_was_lost_is_recognised(store: S3Store, proxy: FaultProxy) -> None:
     upload = await store.create_upload("parts")
     part = await store.upload_part("parts", upload, 1, b"x" * 1000)

@@ -135,8 +135,9 @@ class FakeStore:
         data = await self.get_range(source, 0, source.size)
         return await self.put(key, data, metadata=metadata, if_match=if_match, if_absent=if_absent)
 
-    async def delete(self, key: str) -> None:
+    async def delete(self, key: str) -> bool:
         self.objects.pop(key, None)
+        return True
 
     def version(self, info: ObjectInfo) -> ObjectVersion:
         return ObjectVersion(self.id, info.key, info.etag, info.size, info.version_id)

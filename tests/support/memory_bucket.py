@@ -80,9 +80,10 @@ class MemoryBucket:
         self.objects[key] = self.buckets[source.store]._exactly(source)
         return self._info(key, self.objects[key])
 
-    async def delete(self, key: str) -> None:
+    async def delete(self, key: str) -> bool:
         self._called("delete")
         self.objects.pop(key, None)
+        return True
 
     def version(self, info: ObjectInfo) -> ObjectVersion:
         return ObjectVersion(self.id, info.key, info.etag, info.size, info.version_id)

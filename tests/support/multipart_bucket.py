@@ -1,8 +1,8 @@
 """A bucket in memory that takes multipart uploads, with faults by script: for tests of the write side.
 
 `fault(kind, key)` is asked before each request and answers None (do it), REFUSE (StoreUnavailable, nothing is done),
-LOSE (it is done, but the answer is StoreUnavailable) or HOLD (nothing until `released` is set, then done). Conditions are
-checked atomically, as S3 does.
+LOSE (it is done, but the answer is StoreUnavailable), LATE (of a deletion: StoreUnavailable, and done when it `arrive`s) or HOLD
+(nothing until `released` is set, then done). Conditions are checked atomically, as S3 does.
 """
 
 import asyncio
@@ -22,6 +22,7 @@ from forebay.tiers.version import ObjectVersion
 class Fault(enum.Enum):
     REFUSE = "refuse"
     LOSE = "lose"
+    LATE = "late"
     HOLD = "hold"
 
 
@@ -48,6 +49,9 @@ class MultipartBucket:
         self.calls: Counter[str] = Counter()
         self.fault: Callable[[str, str], Fault | None] = lambda kind, key: None
         self.released = asyncio.Event()
+        # Deletions that had no answer, and keys whose deletions are tried twice by the store itself: see `arrive`.
+        self.under_way: list[str] = []
+        self.tried_twice: set[str] = set()
         self._ids = itertools.count(1)
 
     def contents(self) -> dict[str, bytes]:
@@ -106,11 +110,23 @@ class MultipartBucket:
         self.objects[key] = Stored(stored.data, stored.metadata if metadata is None else metadata, stored.etag)
         return self._answer(fault, key)
 
-    async def delete(self, key: str) -> None:
+    async def delete(self, key: str) -> bool:
         fault = await self._ask("delete", key)
-        self.objects.pop(key, None)
-        if fault is Fault.LOSE:
+        if fault is not Fault.LATE:
+            self.objects.pop(key, None)
+            if fault is None and key in self.tried_twice:
+                self.under_way.append(key)
+                return False
+        if fault in (Fault.LOSE, Fault.LATE):
+            self.under_way.append(key)
             raise StoreUnavailable("the answer was lost")
+        return True
+
+    def arrive(self) -> None:
+        """Apply (once more) every deletion that had no answer."""
+        for key in self.under_way:
+            self.objects.pop(key, None)
+        self.under_way.clear()
 
     async def create_upload(self, key: str, *, metadata: Mapping[str, str] | None = None) -> str:
         fault = await self._ask("create", key)

@@ -153,8 +153,16 @@ class FolderStore:
 
         return await self._run("copy", f"copy of {source.key!r} to {key!r}", copy)
 
-    async def delete(self, key: str) -> None:
-        await self._run("delete", f"removal of {key!r}", lambda: self._delete(key))
+    async def delete(self, key: str) -> bool:
+        tries = 0
+
+        def delete() -> None:
+            nonlocal tries
+            tries += 1
+            self._delete(key)
+
+        await self._run("delete", f"removal of {key!r}", delete)
+        return tries == 1
 
     async def close(self) -> None:
         self._pool.shutdown(wait=False, cancel_futures=True)

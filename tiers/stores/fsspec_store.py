@@ -142,12 +142,17 @@ class FsspecStore:
 
         return await self._run("copy", f"copy of {source.key!r} to {key!r}", copy)
 
-    async def delete(self, key: str) -> None:
+    async def delete(self, key: str) -> bool:
+        tries = 0
+
         def delete() -> None:
+            nonlocal tries
+            tries += 1
             if self._head(key) is not None:
                 self._fs.rm_file(self._path(key))
 
         await self._run("delete", f"removal of {key!r}", delete)
+        return tries == 1
 
     async def close(self) -> None:
         self._pool.shutdown(wait=False, cancel_futures=True)

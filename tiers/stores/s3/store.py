@@ -209,12 +209,17 @@ class S3Store(S3Multipart):
 
         return await self._calls.run("copy", f"copy of {source.key!r} to {key!r}", attempt)
 
-    async def delete(self, key: str) -> None:
+    async def delete(self, key: str) -> bool:
+        tries = 0
+
         async def attempt() -> None:
+            nonlocal tries
+            tries += 1
             with contextlib.suppress(ObjectNotFound):
                 await self._wire.request("DELETE", key)
 
         await self._calls.run("delete", f"removal of {key!r}", attempt)
+        return tries == 1
 
     async def close(self) -> None:
         self._data = None
