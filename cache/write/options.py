@@ -42,7 +42,7 @@ class WriteOptions:
     # Files up to this size live in their record.
     inline_bytes: int = 32 * 1024
     # Uploads: files at once; part size and parts at once over all files.
-    upload_files: int = 32
+    upload_files: int = 48
     part_bytes: int = 16 * MIB
     upload_parts: int = 8
     retry_first_s: float = 0.5

@@ -10,12 +10,21 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence, Set
+from dataclasses import dataclass, field, replace
+from typing import TypeAlias
 
 import msgspec
 
-from ...errors import BaseGone, DirtyDataMissing, ObjectChanged, ObjectNotFound, StoreError, StoreUnavailable
+from ...errors import (
+    BaseGone,
+    DirtyDataMissing,
+    ForebayError,
+    ObjectChanged,
+    ObjectNotFound,
+    StoreError,
+    StoreUnavailable,
+)
 from ...tiers.durable import DurableFile, DurableTier
 from ...tiers.understore import Buffer, MultipartStore, ObjectInfo, UploadedPart
 from ...tiers.version import ObjectVersion
@@ -33,11 +42,15 @@ from .state import State
 logger = logging.getLogger(__name__)
 
 ReadBase = Callable[[ObjectVersion, int, int], Awaitable[Buffer]]
+# What became of the upload of a node: done, left alone (it must wait for another, or is being changed), or why it failed.
+Outcome: TypeAlias = bool | BaseException
 
 # Where one of two exchanged files waits while the other takes its key; below the prefix of the mount, never shown.
 EXCHANGE = b".forebay/exchange/"
 # By how much the clock of the store may differ from ours, when uploads are matched with attempts by time.
 CLOCK_SKEW_NS = 15 * 60 * 1_000_000_000
+# How long uploads that are done wait for others of the same batch, so that they end in one commit.
+LINGER_S = 0.1
 # Above this a checksum is computed in a thread.
 MD5_INLINE_BYTES = 256 * 1024
 
@@ -89,30 +102,43 @@ class Uploads:
     watches: dict[int, Watch] = field(default_factory=dict)
     uploading_bytes: dict[int, int] = field(default_factory=dict)
 
-    async def upload(self, node_id: int) -> bool:
-        """Bring one dirty node into the under store; False if it must wait for another, or was left alone.
+    async def upload(self, node_ids: Sequence[int], ended: Callable[[int, Outcome], None]) -> None:
+        """Bring dirty nodes into the under store. `ended` is told of each what became of it, most often of many in one turn.
 
-        Raises StoreError or TierError; the node is then as dirty as before, and an attempt of unknown outcome may be left
-        for `settle`.
+        Their attempts are begun in one commit, and those that were published by the same time end in one. The node of an
+        error is as dirty as before, and an attempt of unknown outcome may be left for `settle`. What is raised
+        concerns all that `ended` was not told of.
         """
-        left = self.ledger.state.attempt_of.get(node_id)
-        if left is not None:
-            if left in self.active:
-                return False
-            await self.settle(self.ledger.state.attempts[left])
-        watch = self._watch(node_id)
-        if watch is None:
-            return False
+        watches: dict[int, Watch] = {}
         try:
-            plan = await self.ledger.run_async(lambda step: self._begin(step, node_id))
-            if plan is None:
+            for node_id in node_ids:
+                try:
+                    watch = self._watch(node_id) if await self._is_settled(node_id) else None
+                except ForebayError as error:
+                    ended(node_id, error)
+                    continue
+                if watch is None:
+                    ended(node_id, False)
+                else:
+                    watches[node_id] = watch
+            plans = await self.ledger.run_async(lambda step: self._begin(step, watches))
+            for node_id in watches.keys() - {plan.node.id for plan in plans}:
                 await self._break_cycle(node_id)
-                return False
-            watch.size = watch.limit = min(watch.limit, plan.node.size)
-            await self._run(plan, watch)
-            return True
+                ended(node_id, False)
+            await self._run(plans, watches, ended)
         finally:
-            self._unwatch(node_id, watch)
+            for node_id, watch in watches.items():
+                self._unwatch(node_id, watch)
+
+    async def _is_settled(self, node_id: int) -> bool:
+        """Whether no earlier attempt is in the way; one of unknown outcome is looked into. Raises StoreError."""
+        left = self.ledger.state.attempt_of.get(node_id)
+        if left is None:
+            return True
+        if left in self.active:
+            return False
+        await self.settle(self.ledger.state.attempts[left])
+        return True
 
     async def settle(self, attempt: Attempt) -> None:
         """Find out what became of an attempt that nobody works on, and end it: applied, or never."""
@@ -167,7 +193,17 @@ class Uploads:
         if draft is not None and draft.watch is watch:
             draft.watch = None
 
-    def _begin(self, step: Step, node_id: int) -> Plan | None:
+    def _begin(self, step: Step, node_ids: Iterable[int]) -> list[Plan]:
+        """Attempts of those nodes that can be uploaded now."""
+        # Of unknown outcome: what such a key holds is not known before its attempt is settled.
+        tried = {attempt.key for attempt in self.ledger.state.attempts.values()}
+        plans = [self._plan(node_id, tried) for node_id in node_ids]
+        begun = [plan for plan in plans if plan is not None]
+        for plan in begun:
+            step.put(plan.attempt)
+        return begun
+
+    def _plan(self, node_id: int, tried: Set[bytes]) -> Plan | None:
         state = self.ledger.state
         node = state.by_id.get(node_id)
         if node is None or not node.is_dirty:
@@ -177,9 +213,7 @@ class Uploads:
         key = state.key_of(node)
         if key is None or key in self.busy_keys or state.base_users.get(key, set()) - {node_id}:
             return None
-        if any(attempt.key == key for attempt in state.attempts.values()):
-            return None  # of another node, and of unknown outcome: what the key holds is not known before it is settled
-        if self.is_hindered(state, key):
+        if key in tried or self.is_hindered(state, key):
             return None
         if state.shows_elsewhere(key):
             return None  # a folder that was here has not been gone through yet: it would be taken for its own
@@ -188,7 +222,6 @@ class Uploads:
         attempt = Attempt(
             secrets.token_hex(6), node_id, node.generation, key, self.operations.now_ns(), writer=self.operations.writer
         )
-        step.put(attempt)
         return Plan(node, attempt, _expected(state, node, key))
 
     async def _break_cycle(self, node_id: int) -> None:
@@ -223,34 +256,54 @@ class Uploads:
 
     # --- Sending. ----------------------------------------------------------------------------------------
 
-    async def _run(self, plan: Plan, watch: Watch) -> None:
-        attempt = plan.attempt
-        self.active.add(attempt.nonce)
-        self.busy_keys.add(attempt.key)
-        published = False
+    async def _run(
+        self, plans: Sequence[Plan], watches: Mapping[int, Watch], ended: Callable[[int, Outcome], None]
+    ) -> None:
+        """Send all at once. Those that are done go on when all are, or after a moment: one that hangs holds up no other."""
+        self.active.update(plan.attempt.nonce for plan in plans)
+        self.busy_keys.update(plan.attempt.key for plan in plans)
+        sending = {asyncio.create_task(self._publish(plan, watches[plan.node.id])): plan for plan in plans}
         try:
-            expected = await self._resolve_expected(plan)
-            plan = Plan(plan.node, attempt, expected)
-            info = await self._send(plan, watch)
-            published = True
-            await self._finish(plan, info)
+            waiting = set(sending)
+            while waiting:
+                done, waiting = await asyncio.wait(waiting, timeout=LINGER_S)
+                over = [sending[one] for one in done]
+                infos = [(sending[one], one.result()) for one in done if one.exception() is None]
+                await self._finish([(plan, info) for plan, info in infos if info is not None])
+                self._let_go(over)
+                for one in done:
+                    error = one.exception()
+                    ended(sending[one].node.id, True if error is None else error)
+        finally:
+            for one in sending:
+                one.cancel()
+            await asyncio.gather(*sending, return_exceptions=True)
+            self._let_go(plans)
+
+    def _let_go(self, plans: Iterable[Plan]) -> None:
+        for plan in plans:
+            self.busy_keys.discard(plan.attempt.key)
+            self.active.discard(plan.attempt.nonce)
+            self.uploading_bytes.pop(plan.node.id, None)
+
+    async def _publish(self, plan: Plan, watch: Watch) -> ObjectInfo | None:
+        """Steps 3 to 6: what the under store has now, or None if the attempt is over without."""
+        try:
+            plan = replace(plan, expected=await self._resolve_expected(plan))
+            return await self._send(plan, watch)
         except Disturbed:
             self.counts.disturbed += 1
-            await self._give_up(attempt)
+            await self._give_up(plan.attempt)
         except ObjectChanged as error:
-            await self._lost_condition(plan, error)
+            return await self._lost_condition(plan, error)
         except StoreUnavailable:
             # It may have been applied. The attempt stays, and is settled before the next one.
             self.counts.unclear += 1
             raise
         except (StoreError, DirtyDataMissing):
-            if not published:
-                await self._give_up(attempt)
+            await self._give_up(plan.attempt)
             raise
-        finally:
-            self.busy_keys.discard(attempt.key)
-            self.active.discard(attempt.nonce)
-            self.uploading_bytes.pop(attempt.node, None)
+        return None
 
     async def _resolve_expected(self, plan: Plan) -> str | None:
         """The etag to expect. For a doomed key without a known etag the store is asked."""
@@ -420,13 +473,21 @@ class Uploads:
             )
         return info
 
-    async def _finish(self, plan: Plan, info: ObjectInfo) -> None:
-        published = self._remote(info)
-        await self.ledger.run_async(lambda step: self._complete(step, plan.attempt, published))
-        draft = self.drafts.get(plan.node.id)
-        if draft is not None:
-            await asyncio.to_thread(draft.rebase)
-        self.counts.files += 1
+    async def _finish(self, published: Sequence[tuple[Plan, ObjectInfo]]) -> None:
+        """Step 7, of all in one commit."""
+        if not published:
+            return
+
+        def complete(step: Step) -> None:
+            for plan, info in published:
+                self._complete(step, plan.attempt, self._remote(info))
+
+        await self.ledger.run_async(complete)
+        for plan, _ in published:
+            draft = self.drafts.get(plan.node.id)
+            if draft is not None:
+                await asyncio.to_thread(draft.rebase)
+        self.counts.files += len(published)
 
     def _complete(self, step: Step, attempt: Attempt, published: Remote) -> None:
         """Step 7: what an attempt that was applied means for the node as it is now."""
@@ -490,24 +551,22 @@ class Uploads:
             meant = EMPTY if attempt.key.endswith(b"/") else OURS if known is None else known.etag
             self.operations.doom(step, state, attempt.key, meant, recheck=True)
 
-    async def _lost_condition(self, plan: Plan, error: ObjectChanged) -> None:
-        """The key does not hold what was expected: our own upload after a lost reply, or somebody else's object."""
+    async def _lost_condition(self, plan: Plan, error: ObjectChanged) -> ObjectInfo | None:
+        """The key does not hold what was expected: our own upload after a lost reply (given back), or somebody else's object."""
         attempt = plan.attempt
         info = await self.store.head(os.fsdecode(attempt.key))
         if info is not None and _tag(info) == attempt.tag:
-            await self._finish(plan, info)
-            return
+            return info
         if info is not None and plan.node.kind == Kind.DIRECTORY and info.size == 0:
             # Somebody made the same folder, or the store answers for a folder that only has keys below it (SeaweedFS):
             # such a one ends with its last key. One empty marker more makes it stay in both cases.
             metadata = metadata_of(plan.node, attempt.tag)
-            await self._finish(plan, await self.store.put(os.fsdecode(attempt.key), b"", metadata=metadata))
-            return
+            return await self.store.put(os.fsdecode(attempt.key), b"", metadata=metadata)
         if info is not None and (_tag(info) or "").startswith(f"{attempt.node:x}."):
             # An upload of this same file whose answer was lost, and that arrived after it had been looked for.
             await self._abort(attempt)
             await self.ledger.run_async(lambda step: self._expect(step, plan, self._remote(info)))
-            return
+            return None
         base = plan.node.base
         if plan.node.is_base and base is not None:
             # It may have been the source of the copy that is not what it was.
@@ -515,7 +574,7 @@ class Uploads:
             if source is None or source.etag != base.etag:
                 self.counts.conflicts += 1
                 await self.ledger.run_async(lambda step: self._follow_source(step, plan, source))
-                return
+                return None
         if info is None and plan.expected is None:
             await self._free_name(attempt.key)
             await self._give_up(attempt)
@@ -527,6 +586,7 @@ class Uploads:
         self.counts.conflicts += 1
         await self.ledger.run_async(lambda step: self._conflict(step, plan, info))
         logger.warning("conflict: %s (%s)", os.fsdecode(attempt.key), error)
+        return None
 
     async def _free_name(self, key: bytes) -> None:
         """Have the folder deleted that a store still keeps in the place of a file (SeaweedFS, after the last key below it went).

@@ -10,7 +10,7 @@ import logging
 import random
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain, islice
 
@@ -22,7 +22,7 @@ from .nodes import Doomed, Kind, Node
 from .options import WriteOptions
 from .relocation import Relocation
 from .retirement import Retirement
-from .uploads import Uploads
+from .uploads import Outcome, Uploads
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +34,8 @@ IDLE_S = 5.0
 # machine than its close does, and somebody waits for the close. Not longer than PATIENCE_S, and not when room gets short.
 CALM_S = 0.1
 PATIENCE_S = 10.0
+# Small files that share the commits of their uploads. Half of what may be on its way, so that some are sent while others are committed.
+BATCH = 16
 # Between two looks at what can be given back.
 RETIRE_S = 1.0
 # A failure is logged the first time, and then once in this many.
@@ -171,11 +173,16 @@ class Writeback:
         for attempt in attempts:
             if attempt.node not in self.running:
                 self._task(group, f"a{attempt.nonce}", lambda attempt=attempt: self.uploads.settle(attempt))  # type: ignore[misc]
+        batch: list[int] = []
         for node_id, moving in nodes:
             if moving:
                 self._task(group, ("move", node_id), lambda node_id=node_id: self.relocation.relocate(node_id))  # type: ignore[misc]
+            elif self._is_small(node_id):
+                batch.append(node_id)
             else:
-                self._task(group, node_id, lambda node_id=node_id: self._upload(node_id))  # type: ignore[misc]
+                self._batch(group, [node_id])
+        for some in _batches(batch):
+            self._batch(group, some)
         if self.retirement.is_due() and self._is_due("retirement", now) and now >= self._next_retirement:
             self._next_retirement = now + RETIRE_S
             self._task(group, "retirement", self.retirement.run)
@@ -265,19 +272,50 @@ class Writeback:
 
     # --- Working. ----------------------------------------------------------------------------------------
 
-    async def _upload(self, node_id: int) -> None:
-        if self.writer_count(node_id):
-            with self.ledger.locked() as state:
-                node = state.by_id.get(node_id)
-                is_urgent = node_id in self.urgent or self.is_waited_for()
-                if node is None or (not is_urgent and self._is_being_written(node)):
-                    return  # opened since it was chosen: what is written now is not for us to commit
-            await self.sync_open(node_id)
-        if not await self.uploads.upload(node_id):
-            # It has to wait for another file or deletion; look again in a while.
-            self.failures[node_id] = Failure("waits for another file or a deletion", 0, time.monotonic() + ROUND_S)
-            return
-        self.failures.pop(node_id, None)
+    def _is_small(self, node_id: int) -> bool:
+        """Whether an upload is one request of bytes that are in memory: then its commits are worth sharing."""
+        node = self.ledger.state.by_id.get(node_id)
+        return node is not None and node.kind == Kind.FILE and not node.is_base and (node.inline or not node.data)
+
+    def _batch(self, group: asyncio.TaskGroup, node_ids: Sequence[int]) -> None:
+        task = group.create_task(self._upload(node_ids))
+        self.running.update(dict.fromkeys(node_ids, task))
+
+    async def _upload(self, node_ids: Sequence[int]) -> None:
+        """Upload nodes; whatever goes wrong with one delays that one, and no other."""
+        left = set(node_ids)
+
+        def ended(node_id: int, outcome: Outcome) -> None:
+            left.discard(node_id)
+            if outcome is False:
+                # It has to wait for another file or deletion; look again in a while.
+                self.failures[node_id] = Failure("waits for another file or a deletion", 0, time.monotonic() + ROUND_S)
+            elif outcome is True:
+                self.failures.pop(node_id, None)
+            self._ended(node_id, None if isinstance(outcome, bool) else outcome)
+
+        try:
+            for node_id in node_ids:
+                if self.writer_count(node_id) and not await self._commit_open(node_id):
+                    left.discard(node_id)
+                    self._ended(node_id, None)
+            await self.uploads.upload([node_id for node_id in node_ids if node_id in left], ended)
+        except Exception as error:
+            for node_id in list(left):
+                ended(node_id, error)
+        finally:
+            for node_id in left:
+                self.running.pop(node_id, None)
+
+    async def _commit_open(self, node_id: int) -> bool:
+        """Commit what was written to an open file; False if it should rest."""
+        with self.ledger.locked() as state:
+            node = state.by_id.get(node_id)
+            is_urgent = node_id in self.urgent or self.is_waited_for()
+            if node is None or (not is_urgent and self._is_being_written(node)):
+                return False  # opened since it was chosen: what is written now is not for us to commit
+        await self.sync_open(node_id)
+        return True
 
     def _task(self, group: asyncio.TaskGroup, what: object, work: Callable[[], Awaitable[object]]) -> None:
         if what in self.running:
@@ -288,34 +326,40 @@ class Writeback:
         """One piece of work; whatever goes wrong in it delays that piece, and nothing else."""
         try:
             await work()
+        except Exception as error:
+            self._ended(what, error)
+        else:
+            self._ended(what, None)
+        finally:
+            self.running.pop(what, None)
+
+    def _ended(self, what: object, error: BaseException | None) -> None:
+        if error is None:
             if self._pauses:
                 logger.info("writeback goes on")
             self._pauses = 0
             known = self.failures.get(what)
             if known is not None and known.tries:
                 del self.failures[what]
-        except StoreUnavailable as error:
+        else:
+            if not isinstance(error, ForebayError):
+                logger.error("writeback of %r failed in an unforeseen way", what, exc_info=error)
             self._failed(what, error)
-            self._pauses += 1
-            if self._pauses % LOG_EVERY == 1:
-                logger.warning("writeback waits: %s", error)
-            self.paused_until = time.monotonic() + self._pause_s(min(self._pauses, self.options.upload_files))
-            self.paused_reason = str(error)
-        except ForebayError as error:
-            self._failed(what, error)
-        except Exception as error:
-            logger.exception("writeback of %r failed in an unforeseen way", what)
-            self._failed(what, error)
-        finally:
-            self.running.pop(what, None)
-            self.relocation.progress.set()
-            waiters, self._idle_waiters = self._idle_waiters, []
-            for waiter in waiters:
-                if not waiter.done():
-                    waiter.set_result(None)
-            self._event.set()
+            if isinstance(error, StoreUnavailable):
+                self._pauses += 1
+                if self._pauses % LOG_EVERY == 1:
+                    logger.warning("writeback waits: %s", error)
+                self.paused_until = time.monotonic() + self._pause_s(min(self._pauses, self.options.upload_files))
+                self.paused_reason = str(error)
+        self.running.pop(what, None)
+        self.relocation.progress.set()
+        waiters, self._idle_waiters = self._idle_waiters, []
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+        self._event.set()
 
-    def _failed(self, what: object, error: Exception) -> None:
+    def _failed(self, what: object, error: BaseException) -> None:
         self.failed[error.kind if isinstance(error, ForebayError) else "internal"] += 1
         tries = self.failures[what].tries + 1 if what in self.failures else 1
         if tries % LOG_EVERY == 1 and not isinstance(error, StoreUnavailable):
@@ -325,3 +369,8 @@ class Writeback:
     def _pause_s(self, tries: int) -> float:
         pause_s = min(self.options.retry_first_s * 2.0 ** min(tries - 1, 20), self.options.retry_max_s)
         return pause_s * random.uniform(0.5, 1.0)
+
+
+def _batches(node_ids: Sequence[int]) -> Iterator[Sequence[int]]:
+    for start in range(0, len(node_ids), BATCH):
+        yield node_ids[start : start + BATCH]

@@ -93,7 +93,7 @@ async def test_a_file_that_is_written_anew_keeps_its_content_until_it_is_closed(
     async with asyncio.timeout(60):
         while bucket.contents().get("log") != b"one two":  # noqa: ASYNC110 (what is waited for has no event)
             await asyncio.sleep(0.01)
-    await lab.side.writeback._upload(file.node_id)
+    await lab.side.writeback._upload([file.node_id])
     lab = await after_a_crash(lab)
     assert await lab.read(b"f") == DURABLE
     await lab.side.close()
@@ -105,7 +105,7 @@ async def test_an_upload_that_was_chosen_before_its_file_was_opened_leaves_it_al
     lab.write(b"f", b"first")
     file = lab.side.open(b"f", writable=True)
     file.write(0, b"FI")
-    await lab.side.writeback._upload(file.node_id)
+    await lab.side.writeback._upload([file.node_id])
     assert file.draft.is_changed
     assert bucket.contents() == {}
     file.release()
