@@ -384,6 +384,12 @@ class Draft:
         with self.lock:
             self.base = self.current(self.base)
 
+    def base_replaced(self, old: Remote, new: Remote) -> None:
+        """`new` took the place of `old` in the under store. It may be a version that was there before: the etag of the same bytes is the same."""
+        if old != new:
+            self.rebased.pop(new, None)
+            self.rebased[old] = new
+
     def current(self, base: Remote | None) -> Remote | None:
         """`base`, or what took its place."""
         while base is not None and base in self.rebased:

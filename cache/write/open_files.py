@@ -145,7 +145,7 @@ class OpenFiles:
                 and node.base is not None
                 and draft.content == node.content
             ):
-                draft.rebased[draft.base] = node.base
+                draft.base_replaced(draft.base, node.base)
             is_loaded = draft.inline and draft.file is not None
             is_other = draft.content != node.content or (draft.data_name != node.data and not is_loaded)
             if draft.is_changed or not is_other:

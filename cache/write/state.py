@@ -253,10 +253,26 @@ class State:
         return key + b"/" if node.kind == Kind.DIRECTORY and key and not key.endswith(b"/") else key
 
     def is_in_the_way(self, key: bytes) -> bool:
-        """Whether a doomed object makes a folder of what is to be a file under `key`, or a file of a folder above it."""
+        """Whether an object that will go makes a folder of what is to be a file under `key`, or a file of a folder above it."""
         if self.doomed_below[key.rstrip(b"/") + b"/"] and not key.endswith(b"/"):
             return True
-        return any(prefix[:-1] in self.doomed for prefix in _prefixes(key))
+        return any(prefix[:-1] in self.doomed for prefix in _prefixes(key)) or bool(self.moved_from_above(key))
+
+    def moved_from_above(self, key: bytes) -> set[int]:
+        """The nodes whose object, under the name that they had, is a file where `key` needs a folder."""
+        found: set[int] = set()
+        for prefix in _prefixes(key):
+            above = prefix[:-1]
+            found.update(self.base_users.get(above, ()))
+            holder = self.remote_holders.get(above)
+            if holder is not None:
+                found.add(holder)
+        return found
+
+    def moved_from_below(self, key: bytes) -> set[int]:
+        """The nodes whose base makes a folder of what is to be a file under `key`. Looks at all bases."""
+        folder = key + b"/"
+        return {node_id for base, users in self.base_users.items() if base.startswith(folder) for node_id in users}
 
     def doomed_from(self, key: bytes) -> Iterator[Doomed]:
         """The entries of a key, and of the markers of the folders above it."""

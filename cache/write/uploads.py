@@ -227,10 +227,13 @@ class Uploads:
     async def _break_cycle(self, node_id: int) -> None:
         """Where files wait for each other's keys in a ring (an exchange), copy one base aside.
 
-        The copy is doomed before it is made, so that a crash leaves nothing; it goes when no node has it as base.
+        The copy is doomed before it is made, so that a crash leaves nothing; it goes when no node has it as base. An object that is in
+        the way as a file where a folder is to be goes then, too.
         """
         with self.ledger.locked() as state:
             waiter = _in_ring(state, node_id)
+            waiting = state.by_id.get(node_id)
+            key = state.key_of(waiting) if waiting is not None else None
             if waiter is None or waiter.base is None:
                 return
             aside = state.prefix + EXCHANGE + secrets.token_hex(8).encode()
@@ -244,13 +247,20 @@ class Uploads:
 
             def use(step: Step) -> None:
                 node = self.ledger.state.by_id.get(waiter.id)
-                if node is not None and node.base == base:
-                    step.put(msgspec.structs.replace(node, base=copied))
-                    draft = self.drafts.get(node.id)
-                    if draft is not None:
-                        draft.rebased[base] = copied
+                if node is None or node.base != base:
+                    return
+                remote = node.remote
+                if remote is not None and key is not None and key.startswith(remote.key + b"/"):
+                    self._doom(step, self.ledger.state, remote.key, remote.etag)
+                    remote = None
+                step.put(msgspec.structs.replace(node, base=copied, remote=remote))
+                draft = self.drafts.get(node.id)
+                if draft is not None:
+                    draft.base_replaced(base, copied)
 
             await self.ledger.run_async(use)
+            if (draft := self.drafts.get(waiter.id)) is not None:
+                await asyncio.to_thread(draft.rebase)
         finally:
             self.busy_keys.discard(aside)
 
@@ -496,7 +506,7 @@ class Uploads:
         node = state.by_id.get(attempt.node)
         draft = self.drafts.get(attempt.node)
         if draft is not None and draft.base is not None and draft.base.key == published.key:
-            draft.rebased[draft.base] = published  # also for a file that was deleted, and is open
+            draft.base_replaced(draft.base, published)  # also for a file that was deleted, and is open
         if node is None:
             self.operations.doom(step, state, published.key, published.etag)
             return
@@ -527,7 +537,7 @@ class Uploads:
                 if node.kind == Kind.FILE:
                     fields["base"], fields["base_limit"] = published, published.size
         if draft is not None and "base" in fields and node.base is not None and draft.base == node.base:
-            draft.rebased[node.base] = published
+            draft.base_replaced(node.base, published)
         if fields:
             step.put(msgspec.structs.replace(node, **fields))
 
@@ -651,23 +661,30 @@ class Uploads:
 
 
 def _in_ring(state: State, node_id: int) -> Node | None:
-    """The node that `node_id` waits for, if following who waits for whom from there leads back."""
-    first: Node | None = None
+    """A node with a base that `node_id` waits for, if following who waits for whom from there leads back."""
+    node = state.by_id.get(node_id)
+    key = state.key_of(node) if node is not None else None
+    if key is None:
+        return None
+    direct = (state.base_users.get(key, set()) | state.moved_from_above(key)) - {node_id}
+    first = next((state.by_id[one] for one in direct if state.by_id[one].base is not None), None)
+    if first is None:
+        return None
     seen: set[int] = set()
-    waiting = [node_id]
+    waiting = [first.id]
     while waiting:
         node = state.by_id.get(waiting.pop())
         key = state.key_of(node) if node is not None and node.is_dirty else None
         if node is None or key is None:
             continue
-        for other in state.base_users.get(key, set()) - {node.id}:
-            if node.id == node_id and first is None:
-                first = state.by_id[other]
-            if other == node_id:
-                return first
-            if other not in seen:
-                seen.add(other)
-                waiting.append(other)
+        others = state.base_users.get(key, set()) | state.moved_from_above(key)
+        if node.kind != Kind.DIRECTORY:
+            others |= state.moved_from_below(key)
+        others -= {node.id}
+        if node_id in others:
+            return first
+        waiting.extend(others - seen)
+        seen |= others
     return None
 
 
