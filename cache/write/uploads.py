@@ -251,7 +251,7 @@ class Uploads:
                     return
                 remote = node.remote
                 if remote is not None and key is not None and key.startswith(remote.key + b"/"):
-                    self._doom(step, self.ledger.state, remote.key, remote.etag)
+                    self.operations.doom(step, self.ledger.state, remote.key, remote.etag)
                     remote = None
                 step.put(msgspec.structs.replace(node, base=copied, remote=remote))
                 draft = self.drafts.get(node.id)
