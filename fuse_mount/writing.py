@@ -13,6 +13,7 @@ import errno
 import itertools
 import os
 import stat
+import threading
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeAlias, TypeVar
@@ -53,6 +54,7 @@ class Writing:
         self._files: dict[int, OpenFile] = {}
         # Files open without a node: (inode, key of what is read).
         self._plain: dict[int, tuple[int, bytes]] = {}
+        self._plain_lock = threading.Lock()  # held while one of them becomes a file of a node
         self._handle_numbers = itertools.count(1)
         self._is_far = side.records.is_shared
         threads = SHARED_THREADS if self._is_far else SYNC_THREADS
@@ -122,9 +124,25 @@ class Writing:
         node_id = self.view.node_id(ino)
         if node_id is None:
             return True
-        self._files[handle] = self.side.open_node(node_id, writable=False)
-        self._plain.pop(handle, None)
+        try:
+            self._read_through_node(handle, node_id)
+        except FileNotFoundError as error:
+            raise OSError(errno.ESTALE, "another mount has removed the file") from error
         return False
+
+    def _read_through_node(self, handle: int, node_id: int) -> None:
+        with self._plain_lock:
+            if handle in self._plain:
+                self._files[handle] = self.side.open_node(node_id, writable=False)
+                self._plain.pop(handle, None)
+
+    def _keep_readable(self, path: bytes) -> None:
+        """Before the file at `path` loses its name: whoever opened it when no node was known reads on through its node."""
+        found = self.side.resolve(path) if self._plain else None
+        if isinstance(found, TreeNode) and found.kind == NodeKind.FILE:
+            for handle, (ino, _) in list(self._plain.items()):
+                if self.view.node_id(ino) == found.id:
+                    self._read_through_node(handle, found.id)
 
     def read(self, handle: int, offset: int, size: int) -> Answer[Buffer]:
         file = self._file(handle)
@@ -159,7 +177,11 @@ class Writing:
         return self._sync(file, closing=True)
 
     def sync(self, handle: int) -> Answer[None]:
-        """fsync(2)."""
+        """fsync(2), also through a handle that only reads: it is the file that is synced."""
+        plain = self._plain.get(handle)
+        node_id = self.view.node_id(plain[0]) if plain is not None else None
+        if node_id is not None and node_id in self.side.state.by_id:
+            self._read_through_node(handle, node_id)
         file = self._files.get(handle)
         return None if file is None else self._sync(file, closing=False)
 
@@ -316,9 +338,11 @@ class Writing:
         return self._with_shown([(parent, name)], act)
 
     def unlink(self, parent: int, name: bytes) -> Answer[None]:
-        return self._with_shown(
-            [(parent, name)], lambda shown, inos: self.side.unlink(lambda: self._path(parent, name), shown[0])
-        )
+        def act(shown: Sequence[Shown], inos: Sequence[int]) -> None:
+            self._keep_readable(self._path(parent, name))
+            self.side.unlink(lambda: self._path(parent, name), shown[0])
+
+        return self._with_shown([(parent, name)], act)
 
     async def rmdir(self, parent: int, name: bytes) -> None:
         shown, _ = await self.view.shown_later(parent, name)
@@ -341,6 +365,7 @@ class Writing:
                 self.side.exchange(old, new, *shown)
                 self._adopt_at(inos[1], old())
             else:
+                self._keep_readable(new())
                 self.side.rename(old, new, *shown, replace=not flags & RenameFlag.NOREPLACE)
             self._adopt_at(inos[0], new())
 

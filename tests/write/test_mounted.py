@@ -199,6 +199,27 @@ def test_unlinked_while_open(mount_it: MountIt, bucket: MultipartBucket) -> None
     until(lambda: list(mount.side.tier.names()) == [], "the data is given back")
 
 
+def test_who_reads_a_listed_object_reads_on_through_changes_and_removal(
+    mount_it: MountIt, bucket: MultipartBucket
+) -> None:
+    for name in ("unlinked", "replaced"):
+        bucket.write(name, b"listed" * 10_000)
+    mount = mount_it()
+    readers = [os.open(mount.path / name, os.O_RDONLY) for name in ("unlinked", "replaced")]
+    for name in ("unlinked", "replaced"):
+        with (mount.path / name).open("r+b") as file:
+            file.write(b"change")
+    (mount.path / "unlinked").unlink()
+    (mount.path / "new").write_bytes(b"new")
+    os.rename(mount.path / "new", mount.path / "replaced")
+    for fd in readers:
+        assert os.pread(fd, 100_000, 0) == b"change" + b"listed" * 9_999
+        os.fsync(fd)
+        os.close(fd)
+    mount.flush()
+    assert bucket.contents() == {"replaced": b"new"}
+
+
 def test_attributes_persist_and_uploads_do_not_touch_them(mount_it: MountIt, bucket: MultipartBucket) -> None:
     mount = mount_it()
     path = mount.path / "f"
