@@ -16,30 +16,11 @@ from forebay.fuse_mount.options import MountOptions
 from forebay.tests.support.fault_proxy import Fault, FaultProxy, fault_proxy
 from forebay.tests.support.fuse import ServedMount, clear, need_fuse, served, until
 from forebay.tests.support.servers import S3Server
+from forebay.tests.support.store_reads import StoreReads
 from forebay.tiers.stores import StoreOptions, open_store
-from forebay.tiers.understore import Buffer, UnderStore
-from forebay.tiers.version import ObjectVersion
 
 TTL_S = 0.5
 STORE_TIMEOUT_S = 5
-
-
-class Uncached:
-    """All reads go to the store: what is tested are names and versions."""
-
-    def __init__(self, store: UnderStore) -> None:
-        self._store = store
-
-    def read_cached(self, version: ObjectVersion, offset: int, size: int, *, reader: int) -> Buffer | None:
-        return None
-
-    async def read(
-        self, version: ObjectVersion, offset: int, size: int, *, reader: int, timeout_s: float | None = None
-    ) -> Buffer:
-        return await self._store.get_range(version, offset, size)
-
-    def forget_reader(self, reader: int) -> None:
-        pass
 
 
 class Bucket:
@@ -81,7 +62,7 @@ def bucket(s3: S3Server, mountpoint: Path, monkeypatch: pytest.MonkeyPatch) -> I
         store, _ = open_store(f"s3://{name}", StoreOptions(endpoint_url=proxy.url, timeout_s=STORE_TIMEOUT_S))
         namespace = Namespace(store, "", NamespaceOptions(metadata_ttl_s=TTL_S))
         view = LiveView(namespace)
-        with served(view, Uncached(store), mountpoint, MountOptions()) as mounted:
+        with served(view, StoreReads(store), mountpoint, MountOptions()) as mounted:
             try:
                 yield Bucket(s3, proxy, mounted, view, name)
             finally:

@@ -16,27 +16,9 @@ from forebay.fuse_mount.writable_view import WritableView
 from forebay.fuse_mount.writing import Writing
 from forebay.fuse_mount.written_listing import WrittenListing
 from forebay.tests.support.fuse import ServedMount, served
+from forebay.tests.support.store_reads import StoreReads
 from forebay.tiers.durable import FolderTier
-from forebay.tiers.understore import Buffer, MultipartStore
-from forebay.tiers.version import ObjectVersion
-
-
-class StoreReads:
-    """Reads straight from a store; stands in for the block cache."""
-
-    def __init__(self, store: MultipartStore) -> None:
-        self._store = store
-
-    def read_cached(self, version: ObjectVersion, offset: int, size: int, *, reader: int) -> Buffer | None:
-        return None
-
-    async def read(
-        self, version: ObjectVersion, offset: int, size: int, *, reader: int, timeout_s: float | None = None
-    ) -> Buffer:
-        return await self._store.get_range(version, offset, size)
-
-    def forget_reader(self, reader: int) -> None:
-        pass
+from forebay.tiers.understore import MultipartStore
 
 
 class WrittenMount:
