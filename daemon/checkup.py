@@ -19,7 +19,7 @@ from typing import Literal
 
 from .. import amounts, config
 from ..errors import ForebayError
-from . import machine
+from . import machine, priority
 
 SPEED_PROBE_BYTES = 64 * amounts.MIB
 SLOW_DISK_BYTES_PER_S = 100 * amounts.MIB
@@ -47,6 +47,7 @@ def examine(source: str | None, settings: config.Settings, *, measure_speed: boo
     yield from check_allow_other(settings)
     yield check_read_ahead()
     yield check_open_files()
+    yield check_priority()
     yield check_ram(settings)
     for folder in settings.cache_dir or (config.default_cache_dir(),):
         yield from check_cache_disk(folder, measure_speed=measure_speed)
@@ -132,6 +133,15 @@ def check_open_files() -> Finding:
             f"raise the hard limit to {OPEN_FILES_WANTED} (ulimit -Hn, LimitNOFILE=)",
         )
     return Finding("open files", "ok", f"{soft}, may be raised to {hard}")
+
+
+def check_priority() -> Finding:
+    if machine.may_set_priority(priority.FIRST):
+        return Finding("priority", "ok", "mounts go before other programs")
+    return Finding(
+        "priority", "warn", "mounts may not go before other programs",
+        "on busy processors each request waits for its turn; mount as root, or with CAP_SYS_NICE",
+    )  # fmt: skip
 
 
 def check_ram(settings: config.Settings) -> Finding:

@@ -11,6 +11,9 @@ from pathlib import Path
 
 NETWORK_FILE_SYSTEMS = {"nfs", "nfs4", "cifs", "smb3", "ceph", "9p", "lustre", "glusterfs", "beegfs", "virtiofs"}
 
+# From <linux/capability.h>.
+CAP_SYS_NICE = 23
+
 
 @dataclass(frozen=True, slots=True)
 class FileSystem:
@@ -114,6 +117,16 @@ def raise_open_file_limit() -> int:
     if soft != hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     return hard
+
+
+def may_set_priority(nice: int) -> bool:
+    """Whether this process may take that priority (capabilities(7), CAP_SYS_NICE; getrlimit(2), RLIMIT_NICE)."""
+    if nice >= 20 - resource.getrlimit(resource.RLIMIT_NICE)[0]:
+        return True
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("CapEff:"):
+            return bool(int(line.split()[1], 16) & 1 << CAP_SYS_NICE)
+    return False
 
 
 def process_start_ticks(pid: int) -> int | None:

@@ -25,7 +25,7 @@ from ..fuse_mount.options import MountOptions
 from ..fuse_mount.session import GRACE_S, Mount, mount
 from ..fuse_mount.transport import READ_ONLY
 from ..fuse_mount.xattrs import cache_facts
-from . import calls, file_calls, memory, metrics, opening, sources
+from . import calls, file_calls, memory, metrics, opening, priority, sources
 from .control import ControlServer
 from .launch import Request
 from .places import bound_idle_memory, places_of, tier_options
@@ -58,6 +58,8 @@ class Stopping:
 def run(request: Request, *, ready: Callable[[dict[str, Any]], None]) -> None:
     """Be that process, from start to end. `ready` is called once it serves. Raises what kept it from coming up."""
     memory.keep_freed_memory()
+    if request.mountpoint is not None:
+        priority.go_first()
     asyncio.run(_run(request, ready))
 
 

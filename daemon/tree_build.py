@@ -27,6 +27,7 @@ from ..snapshots import open_meta
 from ..snapshots.reader import PageReader
 from ..snapshots.tree_index import Layout
 from ..snapshots.tree_index_store import OpenIndex, TreeIndexStore
+from . import priority
 
 REPORT_INTERVAL_S: Final = 0.2
 
@@ -91,6 +92,7 @@ async def _build_in_child(request: TreeRequest, progress: Callable[[int], None] 
 def main() -> int:
     """The child."""
     leave_out_pandas()
+    priority.step_back()
     request = msgspec.json.decode(sys.stdin.buffer.readline(), type=TreeRequest)
     threading.Thread(target=_end_with_parent, name="parent watch", daemon=True).start()
     try:
