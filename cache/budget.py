@@ -6,7 +6,8 @@ Those that wait are served in order. What may be held although nobody needs it n
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 
 
 class ByteBudget:
@@ -43,6 +44,15 @@ class ByteBudget:
                 self._waiting.remove((size_bytes, turn))
                 self._serve()
             raise
+
+    @asynccontextmanager
+    async def taken(self, size_bytes: int) -> AsyncIterator[None]:
+        """`take`, and `give` at the end of the block."""
+        await self.take(size_bytes)
+        try:
+            yield
+        finally:
+            self.give(size_bytes)
 
     def give(self, size_bytes: int) -> None:
         """Give back what was taken."""

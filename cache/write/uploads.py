@@ -28,7 +28,7 @@ from ...errors import (
 from ...tiers.durable import DurableFile, DurableTier
 from ...tiers.understore import Buffer, MultipartStore, ObjectInfo, UploadedPart
 from ...tiers.version import ObjectVersion
-from .budget import ByteBudget
+from ..budget import ByteBudget
 from .drafts import Draft, Watch
 from .extents import Extents
 from .ledger import Ledger, Step

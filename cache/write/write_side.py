@@ -40,7 +40,7 @@ from ...errors import (
 )
 from ...tiers.durable import DurableTier
 from ...tiers.understore import Buffer, MultipartStore
-from .budget import ByteBudget
+from ..budget import ByteBudget
 from .deletions import Deletions
 from .drafts import MAX_EXTENTS, Pieces
 from .freshness import Freshness

@@ -109,3 +109,12 @@ def test_never_over_the_limit(steps: list[tuple[str, int]]) -> None:
         assert not waiting, "somebody waits although there is room"
 
     asyncio.run(run())
+
+
+async def test_what_was_taken_for_a_block_of_code_is_given_back_however_it_ends() -> None:
+    budget = ByteBudget(10)
+    with pytest.raises(ZeroDivisionError):
+        async with budget.taken(7):
+            assert budget.taken_bytes == 7
+            raise ZeroDivisionError
+    assert budget.taken_bytes == 0
