@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from ...errors import TierError
 from ...tiers.durable import DurableTier, Room
-from .uploads import UploadCounts
+from .plans import UploadCounts
 
 logger = logging.getLogger(__name__)
 

@@ -54,10 +54,11 @@ from .records.store import Records
 from .recovery import Recovered, collect_garbage, recover
 from .relocation import Relocation
 from .retirement import Listing, Retirement
+from .sending import ReadBase
 from .state import Below, State
 from .status import RoomWatch, Waits, Whereabouts, WriteStatus
 from .tier_mark import mark_tier
-from .uploads import ReadBase, Uploads
+from .uploads import Uploads
 from .writeback import Writeback
 from .writers import Writers
 
