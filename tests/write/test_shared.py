@@ -13,7 +13,7 @@ import msgspec
 import pytest
 
 from forebay.cache.write.records.mongo import MongoRecords
-from forebay.cache.write.uploads import Uploads
+from forebay.cache.write.sending import Sender
 from forebay.errors import OpenElsewhere, UsageError, WriterReplaced
 from forebay.tests.support.multipart_bucket import MultipartBucket
 from forebay.tests.support.servers import MongoServer
@@ -257,15 +257,15 @@ async def test_bytes_that_change_under_an_upload_elsewhere_are_not_published(
     file = second.side.open(b"f", writable=True)
     assembled = asyncio.Event()
     goes_on = asyncio.Event()
-    assemble = Uploads._assemble
+    assemble = Sender._assemble
 
-    async def assemble_and_wait(uploads: Uploads, *args: Any) -> Any:
+    async def assemble_and_wait(uploads: Sender, *args: Any) -> Any:
         data = await assemble(uploads, *args)
         assembled.set()
         await goes_on.wait()
         return data
 
-    monkeypatch.setattr(Uploads, "_assemble", assemble_and_wait)
+    monkeypatch.setattr(Sender, "_assemble", assemble_and_wait)
     flushing = asyncio.create_task(second.side.flush(timeout_s=60))
     await assembled.wait()
     await asyncio.to_thread(file.write, 50_000, b"y" * 10)
