@@ -67,6 +67,7 @@ class WritableView:
         # Attributes of nodes that are gone while the kernel still knows them.
         self._last: dict[int, TreeNode] = {}
         self._matched: dict[int, int] = {}
+        side.files.on_put_back = self._put_back
 
     @property
     def negative_ttl_s(self) -> float:
@@ -262,6 +263,13 @@ class WritableView:
                 self._drop(ino)
                 self._node_of[ino] = node_id
                 self._ino_of[node_id] = ino
+
+    def _put_back(self, node_id: int) -> None:
+        """A node is gone because nothing was changed: its inode is that of the live view again."""
+        with self._lock:
+            ino = self._ino_of.get(node_id)
+            if ino is not None and ino < _NODES_FROM:
+                self._drop(ino)
 
     def found(self, tree: TreeNode) -> Node:
         """What the kernel is told of a node, with a lookup counted."""

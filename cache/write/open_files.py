@@ -83,7 +83,8 @@ class OpenFile:
 
 @dataclass(slots=True)
 class OpenFiles:
-    """`on_dirty` is told when a node has become dirty or bytes were freed.
+    """`on_dirty` is told when a node has become dirty or bytes were freed; `on_put_back` (with the ledger's lock held) that a node is gone
+    because its file was opened to be changed and never was: the listing decides again.
 
     Where records are shared, a file is open for writing in one process at a time (`Operations.claim`). Whoever reads it elsewhere goes on
     with what was committed when it is opened again, or when what it reads from is gone.
@@ -95,6 +96,7 @@ class OpenFiles:
     options: WriteOptions
     watches: dict[int, Watch]
     on_dirty: Callable[[], None]
+    on_put_back: Callable[[int], None] = lambda node_id: None
     drafts: dict[int, Draft] = field(default_factory=dict)
     buffered_bytes: int = 0
     # Files that were closed while the records could not be told: they still say that we have them open.
@@ -211,6 +213,7 @@ class OpenFiles:
                     node = state.by_id.get(draft.node_id)
                     if node is not None and not node.is_recorded and node.base is not None:
                         state.remove(node)  # opened to be changed, and never was
+                        self.on_put_back(node.id)
                 if writable and not draft.writers and self.operations.is_shared:
                     self.unclaimed.add(draft.node_id)
             try:

@@ -41,8 +41,8 @@ NOREPLACE, EXCHANGE = 1, 2
 _KEEP_SIZE, _PUNCH_HOLE = 1, 2
 _AT_FDCWD = -100
 
-# Errors that POSIX lets a file system choose between.
-_SAME = {errno.EEXIST: errno.ENOTEMPTY}
+# Errors of rmdir and rename between which the order of checks decides.
+_SAME = {errno.EEXIST: errno.ENOTEMPTY, errno.EISDIR: errno.ENOTEMPTY}
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -199,7 +199,7 @@ class Folder:
 
     def open(self, handle: int, path: bytes, flags: int) -> int:
         self.handles[handle] = os.open(self.path(path), flags, 0o644)
-        return os.fstat(self.handles[handle]).st_size
+        return _facts(os.fstat(self.handles[handle]))[3]
 
     def close(self, handle: int) -> None:
         os.close(self.handles.pop(handle))
@@ -552,7 +552,7 @@ class Chooser:
         return self._op("read", self._known(stat.S_ISREG))
 
     def _symlink(self) -> Operation:
-        return self._op("symlink", self._free(), self._rng.choice([*NAMES, b"x/y", b".", b"nowhere"]))
+        return self._op("symlink", self._free(), self._rng.choice([*NAMES, b"x/y", b"nowhere"]))
 
     def _rename(self) -> Operation:
         kind = self._rng.choice([stat.S_ISREG, stat.S_ISREG, stat.S_ISDIR, stat.S_ISDIR, stat.S_ISLNK])
@@ -616,7 +616,9 @@ class Chooser:
             "pwrite": lambda: (self._offset_in(size), self._seed(), self._size()),
             "pread": lambda: (self._offset_in(size), self._size()),
             "ftruncate": lambda: (self._rng.choice([0, self._offset_in(size), self._offset_in(size)]),),
-            "fallocate": lambda: (self._offset_in(size), 1 + self._size(), self._rng.random() < 0.5),
+            "fallocate": lambda: self._rng.choice(
+                [(self._offset_in(size), 1 + self._size(), True), (size, 1 + self._size(), False)]
+            ),
             "fsync": lambda: (self._rng.random() < 0.5,),
             "fchmod": lambda: (self._rng.choice([0o600, 0o644]),),
             "futime": lambda: (self._long_ago_ns(),),

@@ -220,6 +220,31 @@ def test_who_reads_a_listed_object_reads_on_through_changes_and_removal(
     assert bucket.contents() == {"replaced": b"new"}
 
 
+def test_a_listed_object_that_was_opened_and_not_changed(mount_it: MountIt, bucket: MultipartBucket) -> None:
+    """It has no node again, and takes whatever is done to it next."""
+    for index in range(6):
+        bucket.write(f"f{index}", b"listed")
+    mount = mount_it()
+    paths = [mount.path / f"f{index}" for index in range(6)]
+    for path in paths:
+        path.stat()
+        os.close(os.open(path, os.O_RDWR))
+    until(lambda: not mount.side.files.drafts, "the last close, of which the kernel tells later")
+    paths[0].chmod(0o600)
+    os.utime(paths[1], (5, 5))
+    os.setxattr(paths[2], "user.colour", b"blue")
+    with paths[3].open("r+b") as file:
+        file.write(b"L")
+    os.truncate(paths[4], 3)
+    paths[5].unlink()
+    assert paths[0].stat().st_mode & 0o777 == 0o600
+    assert paths[1].stat().st_mtime == 5
+    assert os.getxattr(paths[2], "user.colour") == b"blue"
+    assert [path.read_bytes() for path in paths[:5]] == [b"listed", b"listed", b"listed", b"Listed", b"lis"]
+    mount.flush()
+    assert sorted(bucket.contents()) == ["f0", "f1", "f2", "f3", "f4"]
+
+
 def test_attributes_persist_and_uploads_do_not_touch_them(mount_it: MountIt, bucket: MultipartBucket) -> None:
     mount = mount_it()
     path = mount.path / "f"
