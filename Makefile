@@ -3,8 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 APT_PACKAGES := fuse3 libfuse3-dev pkg-config gcc python3-dev python3-venv
-# For tests only: a real Ceph on this machine, and exercisers of file systems.
-APT_TEST_PACKAGES := ceph-mon ceph-mgr ceph-osd ceph-common python3-rados fio rsync stress-ng
+# For tests only: a real Ceph on this machine, exercisers of file systems, and programs that write in ways of their own.
+APT_TEST_PACKAGES := ceph-mon ceph-mgr ceph-osd ceph-common python3-rados fio rsync stress-ng vim
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 WORKERS ?= 2
 
