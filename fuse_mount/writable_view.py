@@ -23,6 +23,8 @@ import json
 import threading
 from collections.abc import Iterator, Mapping
 
+import msgspec
+
 from ..cache.write.nodes import ROOT_ID
 from ..cache.write.nodes import Kind as NodeKind
 from ..cache.write.nodes import Node as TreeNode
@@ -36,6 +38,7 @@ from .view import ROOT_INO, Absent, Directory, DirEntry, Kind, Node
 NAME_TTL_S = 1.0
 # Our own folder at the top of the prefix (copies of exchanged files); never shown.
 HIDDEN = b".forebay"
+NAME_BYTES = 255
 _NODES_FROM = 1 << 62
 # Cookies of nodes in a listing come after all of the live view's.
 _NODE_COOKIES = 1 << 48
@@ -76,6 +79,7 @@ class WritableView:
     # --- Names. ------------------------------------------------------------------------------------------
 
     def peek(self, parent: int, name: bytes) -> Node | Absent | None:
+        refuse_long(name)
         if self._is_shared:
             return None
         with self._lock:
@@ -89,6 +93,7 @@ class WritableView:
             return self._from_live(live) if isinstance(live, Node) else live
 
     async def lookup(self, parent: int, name: bytes) -> Node | Absent:
+        refuse_long(name)
         await self._look()
         with self._lock:
             folder = self._folder(parent)
@@ -271,6 +276,20 @@ class WritableView:
             if ino is not None and ino < _NODES_FROM:
                 self._drop(ino)
 
+    def change_gone(self, ino: int, given: Mapping[str, int | None]) -> None:
+        """Attributes of a file that was deleted and is open still: they are shown while it is."""
+        with self._lock:
+            last = self._last.get(ino)
+            if last is None:
+                return
+            self._last[ino] = msgspec.structs.replace(
+                last, **{name: value for name, value in given.items() if value is not None}
+            )
+            draft = self.side.files.drafts.get(last.id)
+            mtime_ns = given["mtime_ns"]
+            if draft is not None and mtime_ns is not None:
+                draft.mtime_ns = mtime_ns
+
     def found(self, tree: TreeNode) -> Node:
         """What the kernel is told of a node, with a lookup counted."""
         with self._lock:
@@ -390,6 +409,12 @@ class WritableView:
             if live_ino != ino:
                 del self._owner[live_ino]
                 self.live.forget(live_ino, 1)
+
+
+def refuse_long(name: bytes) -> None:
+    """A name that no file can have is told from one that no file has."""
+    if len(name) > NAME_BYTES:
+        raise OSError(errno.ENAMETOOLONG, f"names have at most {NAME_BYTES} bytes")
 
 
 class WritableDirectory:

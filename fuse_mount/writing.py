@@ -28,7 +28,7 @@ from ..cache.write.write_side import WriteSide
 from ..tiers.understore import Buffer
 from .view import Kind, Node
 from .wire import RenameFlag
-from .writable_view import UNKNOWN, Unknown, WritableView
+from .writable_view import UNKNOWN, Unknown, WritableView, refuse_long
 
 T = TypeVar("T")
 Answer: TypeAlias = T | Coroutine[Any, Any, T]
@@ -247,13 +247,14 @@ class Writing:
         def act() -> Node:
             if size is not None:
                 self._truncate(ino, handle, size)
+            permissions = None if mode is None else stat.S_IMODE(mode)
+            given = {"mode": permissions, "uid": uid, "gid": gid, "mtime_ns": mtime_ns}
+            if all(value is None for value in given.values()):
+                return self.view.node(ino)
             if self._is_gone(ino):
-                return self.view.node(ino)  # deleted and still open: there is nothing to keep attributes for
-            if mode is not None or uid is not None or gid is not None or mtime_ns is not None:
-                tree = self.side.set_attributes(
-                    lambda: self.view.place(ino), self._shown_of(ino), mode=None if mode is None else stat.S_IMODE(mode), uid=uid,
-                    gid=gid, mtime_ns=mtime_ns,
-                )  # fmt: skip
+                self.view.change_gone(ino, given)
+            else:
+                tree = self.side.set_attributes(lambda: self.view.place(ino), self._shown_of(ino), **given)
                 self.view.adopt(ino, tree.id)
             return self.view.node(ino)
 
@@ -455,8 +456,7 @@ class Writing:
                 task.uncancel()
 
     def _path(self, parent: int, name: bytes) -> bytes:
-        if len(name) > 255:
-            raise OSError(errno.ENAMETOOLONG, "names have at most 255 bytes")
+        refuse_long(name)
         folder = self.view.place(parent)
         return folder + b"/" + name if folder else name
 

@@ -193,6 +193,10 @@ def test_unlinked_while_open(mount_it: MountIt, bucket: MultipartBucket) -> None
     writer.flush()
     assert files[1].read(8) == b"MADEmade"
     assert os.fstat(files[1].fileno()).st_size == 200_000
+    os.fchmod(writer.fileno(), 0o600)
+    os.utime(writer.fileno(), (5, 5))
+    found = os.fstat(files[1].fileno())
+    assert (found.st_mode & 0o777, found.st_mtime) == (0o600, 5)
     for file in [*files, writer]:
         file.close()
     until(lambda: bucket.contents() == {}, "the object goes when it is closed")
@@ -369,6 +373,8 @@ def test_what_cannot_be_is_refused_with_the_right_errno(mount_it: MountIt) -> No
         (lambda: os.rename(root / "d", root / "d" / "x"), errno.EINVAL),
         (lambda: os.mkfifo(root / "pipe"), errno.EPERM),
         (lambda: os.mkdir(root / ("n" * 256)), errno.ENAMETOOLONG),
+        (lambda: os.unlink(root / ("n" * 256)), errno.ENAMETOOLONG),
+        (lambda: os.stat(root / ("n" * 256)), errno.ENAMETOOLONG),
         (lambda: os.setxattr(root / "f", "user.big", b"x" * 4000), errno.ENOSPC),
     ]
     for act, code in cases:
