@@ -28,21 +28,17 @@ from types import TracebackType
 from typing import TypeAlias, TypeVar
 
 from ...errors import (
-    BaseGone,
-    ForebayError,
-    Incomplete,
     MetadataTooLarge,
-    ObjectChanged,
-    ObjectNotFound,
     OpenElsewhere,
     TierError,
-    TierFull,
 )
 from ...tiers.durable import DurableTier
 from ...tiers.understore import Buffer, MultipartStore
 from ..budget import ByteBudget
+from .back_pressure import BackPressure
+from .base_reads import BaseReads
 from .deletions import Deletions
-from .drafts import MAX_EXTENTS, Pieces
+from .flushing import Flushing
 from .freshness import Freshness
 from .ledger import Ledger, Step
 from .nodes import Entry, Kind, Node
@@ -63,13 +59,6 @@ from .writeback import Writeback
 from .writers import Writers
 
 logger = logging.getLogger(__name__)
-
-# What is fetched at once to fill a gap; and in how many intervals a file may be while it cannot be fetched.
-FILL_BYTES = 4 * 1024 * 1024
-FAR_TOO_MANY_EXTENTS = 16 * MAX_EXTENTS
-# Pause between two looks of a flush at what is left, by how much that is.
-FLUSH_LOOK_S_PER_FILE = 25e-6
-FLUSH_LOOK_MAX_S = 0.25
 
 # What files and folders of the listing are taken to have, unless the mount says otherwise.
 LISTED_FILE = Attributes(0o644, 0, 0)
@@ -126,10 +115,9 @@ class WriteSide:
         self.changed_elsewhere: set[int] = set()
         require_time = self.writers.require_time if self.writers is not None else _always
         self.operations = Operations(writer, now_ns, file_attributes, folder_attributes, is_shared=records.is_shared)
-        self._read_base: ReadBase = read_base or store.get_range
         self.files = OpenFiles(self.ledger, self.operations, tier, self.options, {}, lambda: self.writeback.noticed())
         self.uploads = Uploads(
-            self.ledger, self.operations, tier, store, self.options, self._read_base, self.files.drafts,
+            self.ledger, self.operations, tier, store, self.options, read_base or store.get_range, self.files.drafts,
             ByteBudget(self.options.upload_parts * self.options.part_bytes), require_time,
             lambda state, key: self.deletions.hinders(state, key), watches=self.files.watches,
         )  # fmt: skip
@@ -148,7 +136,11 @@ class WriteSide:
         self.waits = Waits()
         self._listing = listing
         self._other_keys_read = keys_read
-        self._filling = asyncio.Lock()
+        self._back_pressure = BackPressure(self.state, self.files, self.writeback, self.options, self.waits)
+        self._base_reads = BaseReads(
+            self.state, self.files, self.uploads, self.writeback, self.freshness, lambda: self.does_writeback
+        )
+        self._flushing = Flushing(self.ledger, self.files, self.writeback, self._keys_read, self._name)
         self._tasks: list[asyncio.Task[None]] = []
 
     # --- Life. -------------------------------------------------------------------------------------------
@@ -393,30 +385,11 @@ class WriteSide:
 
     def has_room(self, size: int) -> bool:
         """Whether `size` more dirty bytes may be written now; if not, `wait_for_room`."""
-        return (
-            self.state.dirty_bytes + self.files.buffered_bytes + size <= self.options.max_dirty_bytes
-            and len(self.state.dirty) < self.options.max_dirty_files
-        )
+        return self._back_pressure.has_room(size)
 
     async def wait_for_room(self, size: int) -> None:
         """Hold a writer until there is room. Raises TierFull after `dirty_wait_s`."""
-        began = time.monotonic()
-        self.waits.count += 1
-        self.waits.now += 1
-        try:
-            while not self.has_room(size):
-                if time.monotonic() - began >= self.options.dirty_wait_s:
-                    self.waits.refused += 1
-                    raise TierFull(
-                        f"{self.state.dirty_bytes} bytes in {len(self.state.dirty)} files wait for the bucket, "
-                        f"and none left within {self.options.dirty_wait_s:g} s",
-                        remedy=self.writeback.paused_reason or "raise --max-dirty-size or wait for the writeback",
-                    )
-                self.writeback.wake()
-                await self.writeback.changed()
-        finally:
-            self.waits.now -= 1
-            self.waits.seconds += time.monotonic() - began
+        await self._back_pressure.wait_for_room(size)
 
     async def fill_gaps(self, file: OpenFile) -> None:
         """Make fewer intervals of a file that was written in thousands of places; the content stays the same.
@@ -424,42 +397,11 @@ class WriteSide:
         An under store that does not answer is a failure only when the file is in far too many pieces already. Raises StoreError
         kinds, BaseGone, TierFull.
         """
-        draft = file.draft
-        async with self._filling:
-            try:
-                for gap in await asyncio.to_thread(draft.gaps_to_fill):
-                    for offset in range(gap.offset, gap.offset + gap.size, FILL_BYTES):
-                        data = await self.fetch(file, offset, min(FILL_BYTES, gap.offset + gap.size - offset))
-                        self.files.written(draft, await asyncio.to_thread(draft.fill, gap, offset, data))
-            except ForebayError:
-                if len(draft.extents) > FAR_TOO_MANY_EXTENTS:
-                    raise
+        await self._base_reads.fill_gaps(file)
 
     async def fetch(self, file: OpenFile, offset: int, size: int) -> Buffer:
         """Read a range, fetching what must come from the base version. Raises StoreError kinds, BaseGone."""
-        while True:
-            found = file.read(offset, size)
-            if not isinstance(found, Pieces):
-                return found
-            version = found.base.version(self.store.id)
-            try:
-                parts = [
-                    bytes(await self._read_base(version, *part)) if isinstance(part, tuple) else bytes(part)
-                    for part in found.parts
-                ]
-                return b"".join(parts)
-            except (ObjectChanged, ObjectNotFound) as error:
-                # Our own upload may have overwritten the base a moment ago, and not be noted yet.
-                was_uploaded = await self._upload_ended(file.node_id, found.base.key)
-                if self.freshness is not None:
-                    await self.freshness.look()
-                    await asyncio.to_thread(self.files.refresh, file.draft)
-                await asyncio.to_thread(file.draft.rebase)
-                if file.draft.base == found.base and not was_uploaded:
-                    raise BaseGone(
-                        f"the version {version.etag} of {version.key} is no longer in the bucket",
-                        remedy="open the file again",
-                    ) from error
+        return await self._base_reads.fetch(file, offset, size)
 
     # --- Waiting and seeing. -----------------------------------------------------------------------------
 
@@ -469,38 +411,7 @@ class WriteSide:
         A deleted object that a program still has open is not waited for: it goes when it is closed.
         """
         async with self.writers.flushing() if self.writers is not None else contextlib.nullcontext():
-            await self._flush(path, timeout_s)
-
-    async def _flush(self, path: bytes | None, timeout_s: float | None) -> None:
-        for draft in list(self.files.drafts.values()):
-            if draft.writers and self._is_below(draft.node_id, path):
-                await asyncio.to_thread(self.files.sync, draft)
-        deadline = None if timeout_s is None else time.monotonic() + timeout_s
-        while True:
-            with self.ledger.locked() as state:
-                left = [node_id for node_id in state.dirty if path is None or self._is_below(node_id, path)]
-                prefix = state.prefix if path is None else state.prefix + path
-                reading = self._keys_read()
-                doomed = [
-                    entry
-                    for entry in state.doomed.values()
-                    if entry.key.startswith(prefix)
-                    and not (entry.recheck or entry.is_gone)
-                    and entry.key not in reading
-                ]
-                attempts = list(state.attempts) if path is None else []
-            if not left and not doomed and not attempts:
-                return
-            if deadline is not None and time.monotonic() >= deadline:
-                raise Incomplete(self._unfinished(left, len(doomed)), remedy="see `forebay writeback list`")
-            self.writeback.urgent.update(left)
-            try:
-                self.writeback.wake()
-                await self.writeback.changed()
-                # Looking takes the longer the more is left; it must not take what the uploads need.
-                await asyncio.sleep(min(len(left) * FLUSH_LOOK_S_PER_FILE, FLUSH_LOOK_MAX_S))
-            finally:
-                self.writeback.urgent.difference_update(left)
+            await self._flushing.flush(path, timeout_s)
 
     def status(self) -> WriteStatus:
         room = self.room.room
@@ -552,21 +463,6 @@ class WriteSide:
             )  # fmt: skip
 
     # --- Inside. -----------------------------------------------------------------------------------------
-
-    async def _upload_ended(self, node_id: int, key: bytes) -> bool:
-        """Whether there was an upload under way that may have overwritten a base; returns when it may have ended."""
-        attempt = self.state.attempts.get(self.state.attempt_of.get(node_id, ""))
-        if not self.does_writeback:
-            if attempt is not None:
-                await self.writeback.changed()
-            return attempt is not None
-        if attempt is not None and attempt.nonce not in self.uploads.active:
-            await self.uploads.settle(attempt)  # its answer was lost: find out now
-            return True
-        if attempt is not None or key in self.uploads.busy_keys:
-            await self.writeback.changed()
-            return True
-        return False
 
     def _wake(self) -> None:
         self.writeback.wake()
@@ -644,24 +540,9 @@ class WriteSide:
         if draft is not None and not draft.is_rewritten:
             await asyncio.to_thread(self.files.sync, draft)
 
-    def _is_below(self, node_id: int, path: bytes | None) -> bool:
-        if not path:
-            return True
-        node = self.state.by_id.get(node_id)
-        found = self.state.path_of(node) if node is not None else None
-        return found is not None and (found == path or found.startswith(path + b"/"))
-
     def _name(self, what: object) -> str:
         node = self.state.by_id.get(what) if isinstance(what, int) else None
         return repr(self.state.path_of(node)) if node is not None else str(what)
-
-    def _unfinished(self, left: list[int], doomed: int) -> str:
-        reasons = []
-        for node_id in left[:3]:
-            failure = self.writeback.failures.get(node_id)
-            reasons.append(f"{self._name(node_id)} ({failure.reason if failure else 'waits'})")
-        more = f" and {len(left) - 3} more" if len(left) > 3 else ""
-        return f"{len(left)} files are not in the bucket yet, {doomed} objects not deleted: {', '.join(reasons)}{more}"
 
 
 def _always() -> None:

@@ -84,7 +84,7 @@ async def test_a_store_that_is_away_fails_no_write_for_it(lab: Lab, monkeypatch:
         file.write(number * PAGE_BYTES, b"!")
     lab.bucket.objects.clear()
     await lab.side.fill_gaps(file)
-    monkeypatch.setattr("forebay.cache.write.write_side.FAR_TOO_MANY_EXTENTS", MAX_EXTENTS)
+    monkeypatch.setattr("forebay.cache.write.base_reads.FAR_TOO_MANY_EXTENTS", MAX_EXTENTS)
     with pytest.raises(ForebayError):
         await lab.side.fill_gaps(file)
     file.draft.unlinked = True
