@@ -142,8 +142,8 @@ class Draft:
     rebased: dict[Remote, Remote] = field(default_factory=dict)
     # Whether the data file may hold bytes where the extents say it holds none: a crash can leave some that were never synced.
     has_leftovers: bool = False
-    # Where records are shared: which state of the content this goes on from (`Node.content`); up to where the node names bytes of the
-    # data file; whether others were told that some of those are being overwritten.
+    # Which state of the content this goes on from, where records are shared (`Node.content`); up to where the node names bytes of the
+    # data file; whether it is known that some of those are being overwritten (`OpenFiles.prepare`).
     content: int = 0
     named_end: int = 0
     is_told: bool = False
@@ -151,7 +151,7 @@ class Draft:
     buffered_bytes: int = 0
 
     def must_tell(self, offset: int) -> bool:
-        """Whether writing at `offset` overwrites bytes that the node names, and others do not know yet."""
+        """Whether writing at `offset` overwrites bytes that the node names, and nobody knows yet."""
         return offset < self.named_end and not self.is_told
 
     def reload(self, node: Node) -> None:

@@ -53,7 +53,7 @@ class OpenFile:
 
     def must_tell(self, offset: int) -> bool:
         """Whether `write` has to commit something before."""
-        return self._files.operations.is_shared and self.draft.must_tell(offset)
+        return self._files.must_tell(self.draft, offset)
 
     def write(self, offset: int, data: Buffer) -> None:
         """Store all of `data`. Buffered: durable after `sync`. The caller has asked `WriteSide.has_room`."""
@@ -122,16 +122,39 @@ class OpenFiles:
             draft.buffered_bytes += added_bytes
             self.buffered_bytes += added_bytes
 
+    def must_tell(self, draft: Draft, offset: int) -> bool:
+        """Whether `prepare` has to commit something. Takes microseconds."""
+        if not draft.must_tell(offset):
+            return False
+        if not draft.syncing.acquire(blocking=False):
+            return True  # a commit is on its way: find out after it
+        try:
+            return self._must_commit(draft)
+        finally:
+            draft.syncing.release()
+
+    def _must_commit(self, draft: Draft) -> bool:
+        """Whether the record has to say that bytes it names are going to change; if not it is not asked again. Wants `draft.syncing`."""
+        with self.ledger.locked() as state:
+            node = state.by_id.get(draft.node_id)
+            is_resting = node is None or (
+                node.is_dirty and node.id not in state.attempt_of and node.id not in self.watches
+            )
+            draft.is_told = draft.unlinked or (is_resting and not self.operations.is_shared)
+            return not draft.is_told
+
     def prepare(self, draft: Draft, offset: int) -> None:
-        """Before bytes at `offset` are written. Bytes that a record names may be on their way to the under store in another process:
-        it is told before they change. Raises OSError ESTALE if the file is gone, or somebody else's now."""
-        if not self.operations.is_shared:
-            return
-        if not draft.unlinked and draft.node_id not in self.ledger.state.by_id:
+        """Before bytes at `offset` are written. Those that a record names may be on their way to the under store, or be there: then
+        the record says before they change that it has to be uploaded again. Else another process could publish the half of a change, and
+        after a crash the file could differ for good from an object that is said to be the same.
+
+        Raises OSError ESTALE if the file is gone, or somebody else's now.
+        """
+        if self.operations.is_shared and not draft.unlinked and draft.node_id not in self.ledger.state.by_id:
             raise _stale()
         if draft.must_tell(offset):
             with draft.syncing:
-                if draft.must_tell(offset):
+                if draft.must_tell(offset) and self._must_commit(draft):
                     self.ledger.run(lambda step: self._tell(step, draft))
                     draft.is_told = True
 
@@ -184,6 +207,7 @@ class OpenFiles:
             if node is None or draft.unlinked:
                 return
             if not draft.is_changed and (node.is_recorded or node.base is not None):
+                draft.is_told = False  # what was going to be written was not
                 return
             snapshot = draft.snapshot()
             buffered_bytes = draft.buffered_bytes
@@ -241,10 +265,18 @@ class OpenFiles:
 
     def _tell(self, step: Step, draft: Draft) -> None:
         node = self.ledger.state.by_id.get(draft.node_id)
-        self._require_ours(node, draft)
-        assert node is not None
+        if self.operations.is_shared:
+            self._require_ours(node, draft)
+        if node is None:
+            return
         # Two more if it is odd already: a writer that died left it so, and an upload may have begun since.
-        step.put(msgspec.structs.replace(node, rewrites=node.rewrites + 1 + node.rewrites % 2))
+        rewrites = node.rewrites + 1 + node.rewrites % 2 if self.operations.is_shared else 0
+        step.put(
+            msgspec.structs.replace(
+                node, rewrites=rewrites, dirty_since_ns=node.dirty_since_ns or self.operations.now_ns(),
+                generation=node.generation + 1, writer=self.operations.writer,
+            )
+        )  # fmt: skip
 
     def _require_ours(self, node: Node | None, draft: Draft) -> None:
         """Where others write too, a file goes on only from the content that this process knows."""

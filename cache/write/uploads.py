@@ -164,7 +164,7 @@ class Uploads:
             draft = self.drafts.get(node_id)
         if draft is not None:
             with draft.lock:
-                if draft.is_changed:
+                if draft.is_changed or draft.is_told:
                     self.watches.pop(node_id, None)
                     return None
                 draft.watch = watch

@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,12 @@ async def lab_with_a_durable_file(folder: Path) -> Lab:
     lab = await Lab.start(folder, bucket)
     lab.write(b"f", DURABLE)
     return lab
+
+
+async def until(condition: Callable[[], object]) -> None:
+    async with asyncio.timeout(60):
+        while not condition():  # noqa: ASYNC110 (what is waited for has no event)
+            await asyncio.sleep(0.005)
 
 
 async def after_a_crash(lab: Lab) -> Lab:
@@ -110,3 +117,29 @@ async def test_an_upload_that_was_chosen_before_its_file_was_opened_leaves_it_al
     assert bucket.contents() == {}
     file.release()
     await lab.side.close()
+
+
+async def test_bytes_changed_in_place_and_never_synced_are_the_same_in_the_bucket_at_last(tmp_path: Path) -> None:
+    """A crash may leave a part of them in the data file of a file that is said to be clean, or that is just being uploaded."""
+    for number, moment in enumerate(("clean", "uploading", "published")):
+        bucket = MultipartBucket()
+        lab = await Lab.start(tmp_path / moment, bucket)
+        lab.write(b"f", DURABLE)
+        await lab.side.flush(timeout_s=60)
+        if moment != "clean":
+            bucket.fault = lambda kind, key: Fault.HOLD if kind == "put" else None
+            begun = bucket.calls["put"]
+            lab.patch(b"f", 10, b"second")
+            await until(lambda: bucket.calls["put"] > begun)  # noqa: B023 (awaited here)
+        file = lab.side.open(b"f", writable=True)
+        file.write(100_000 + number, b"never synced")
+        if moment == "published":
+            bucket.released.set()
+            await until(lambda: not lab.side.state.attempts)  # noqa: B023
+        bucket.fault = lambda kind, key: None
+        lab = await after_a_crash(lab)
+        found = await lab.read(b"f")
+        assert found[100_000 + number :].startswith(b"never synced")
+        await lab.side.flush(timeout_s=60)
+        assert bucket.contents()["f"] == found
+        await lab.side.close()
