@@ -17,19 +17,22 @@ taken its place, nothing that a writer commits succeeds any more, however late i
 
 import asyncio
 import enum
+import random
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
 
 from ...errors import ForebayError, MetadataUnavailable, OpenElsewhere, WriterReplaced
-from .nodes import LEASE_KEY, Entry, Node, decode, encode, writer_key
+from .nodes import LEASE_KEY, ROOT_ID, Entry, Kind, Node, decode, encode, writer_key
 from .recent_inline import RecentInline
 from .records.store import ABSENT, Batch, Change, Changes, Record, Records
 from .state import State
 
 T = TypeVar("T")
 RACES = 100  # lost in a row, before an operation gives up
+LONGEST_PAUSE_S = 0.2
 NEVER = -1  # a revision that no record has
 
 
@@ -121,9 +124,23 @@ class Ledger:
         with self._lock:
             for record in found:
                 assert record.body is not None
-                self._take_locked(record.key, record.revision, record.body)
+                entry = self._decoded(record.key, record.body)
+                if not self._is_elsewhere_locked(record, entry):
+                    self.state.put(entry)
+                    self._revisions[record.key] = record.revision
             self.state.order_by_age()
             self._sequence = sequence
+
+    def _is_elsewhere_locked(self, record: Record, entry: Entry) -> bool:
+        """Whether a node that others moved while it was loaded was found in its newer place before; an older place of it is left."""
+        known = self.state.by_id.get(entry.id) if isinstance(entry, Node) and entry.kind != Kind.WHITEOUT else None
+        if known is None or known.id == ROOT_ID or known.record_key == record.key:
+            return False
+        if self._revisions[known.record_key] > record.revision:
+            return True
+        self.state.remove(known)
+        del self._revisions[known.record_key]
+        return False
 
     @property
     def sequence(self) -> int:
@@ -141,8 +158,8 @@ class Ledger:
         raises (the state is then as before), why the commit failed, or WriterReplaced.
         """
         for race in range(RACES):
-            if race:
-                self.take_in()
+            if race and not self.take_in():
+                time.sleep(_pause_s(race))
             try:
                 result, step = self._begin(operation, fenced=fenced, as_writer=as_writer)
             except (OSError, OpenElsewhere):
@@ -157,8 +174,8 @@ class Ledger:
         """`run` of a fenced step for the event loop: commits in a thread, one at a time, for all that wait. Not undone by cancellation."""
         fenced = self._writer is not None
         for race in range(RACES):
-            if race and self._records.is_shared:
-                await asyncio.to_thread(self.take_in)
+            if race and self._records.is_shared and not await asyncio.to_thread(self.take_in):
+                await asyncio.sleep(_pause_s(race))
             result, step = self._begin(operation, fenced=fenced, as_writer=True)
             while step is not None and step.outcome is _Outcome.WAITING:
                 await self._drained()
@@ -204,12 +221,23 @@ class Ledger:
         return record.revision > self._revisions.get(record.key, ABSENT)
 
     def _take_in_locked(self, changes: Changes) -> bool:
-        # Removals first: a node that was moved stands in two slots otherwise.
-        news = sorted(filter(self._is_news, changes.records), key=lambda record: record.body is not None)
-        for record in news:
-            old = self.state.find(record.key)
-            self._take_locked(record.key, record.revision, record.body)
-            self.on_taken(record.key, old, self.state.find(record.key))
+        news = [
+            (record, None if record.body is None else self._decoded(record.key, record.body))
+            for record in changes.records
+            if self._is_news(record)
+        ]
+        # What left its slot goes first, also where a whiteout or another node came in its place: a node that was moved stands in two otherwise.
+        old = {record.key: self.state.find(record.key) for record, _ in news}
+        for record, entry in news:
+            before = old[record.key]
+            if entry is None or (isinstance(before, Node) and isinstance(entry, Node) and before.id != entry.id):
+                self.state.remove_key(record.key)
+                self._revisions.pop(record.key, None)
+        for record, entry in news:
+            if entry is not None:
+                self.state.put(entry)
+                self._revisions[record.key] = record.revision
+            self.on_taken(record.key, old[record.key], entry)
         self._changes_taken += len(news)
         self._sequence = max(self._sequence, changes.sequence)
         return bool(news)
@@ -348,15 +376,15 @@ class Ledger:
                 step.error = error
                 step.outcome = _Outcome.LOST if error is None else _Outcome.FAILED
 
-    def _take_locked(self, key: bytes, revision: int, body: bytes | None) -> None:
-        if body is None:
-            self.state.remove_key(key)
-            self._revisions.pop(key, None)
-            return
+    def _decoded(self, key: bytes, body: bytes) -> Entry:
         try:
-            self.state.put(decode(key, body))
+            return decode(key, body)
         except ValueError as error:
             raise MetadataUnavailable(
                 f"{self._records.label}: {error}", remedy="restore the records, or use the version that wrote them"
             ) from error
-        self._revisions[key] = revision
+
+
+def _pause_s(race: int) -> float:
+    """How long to wait where a race was lost to a commit that cannot be read yet: MongoDB shows it when a majority has it in its journal."""
+    return random.uniform(0.5, 1.0) * min(0.001 * 2.0 ** min(race, 10), LONGEST_PAUSE_S)

@@ -45,6 +45,8 @@ def run_and_kill(
     worker.kill()
     for line in worker.stdout:
         words = line.decode().split()
+        if not line.endswith(b"\n"):
+            break  # killed while it announced it, before it began
         if words[0] == "+":
             begun.append(words[1:])
         elif words[0] == "=":

@@ -1,10 +1,13 @@
 """What every record store must do, and what SQLite and MongoDB do each in their way."""
 
 import itertools
+import os
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import pymongo
+import pymongo.errors
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -235,3 +238,19 @@ def test_the_log_of_sqlite_is_lengthened_ahead_and_read_back(tmp_path: Path) -> 
     copy = SqliteRecords(tmp_path / "copy.db")
     assert contents(copy) == {b"a": b"1"}
     copy.close()
+
+
+def test_a_transaction_that_a_killed_process_left_open_holds_nobody_up_for_long(mongo: MongoServer) -> None:
+    name = f"abandoned-{os.getpid()}"
+    records = MongoRecords(mongo.url, name)
+    with pymongo.MongoClient[dict[str, object]](mongo.url, appname=f"forebay-write {name}") as killed:
+        session = killed.start_session()
+        session.start_transaction()
+        sequence = killed.get_database("forebay")[f"write.{name}.sequence"]
+        sequence.update_one({"_id": "sequence"}, {"$inc": {"value": 1}}, session=session)
+        assert records.commit(put(b"a", b"1")) == 1  # else the server ends it after 60 s, and this fails after 30
+        with pytest.raises(pymongo.errors.OperationFailure):
+            session.commit_transaction()
+        session.end_session()
+    assert contents(records) == {b"a": b"1"}
+    records.close()

@@ -12,10 +12,17 @@ commit is one transaction with majority write concern, journalled:
 A transaction that fails transiently (conflict, election, lost connection) is run again until the deadline. A reply to
 a commit that was lost is retried by the driver, which asks for the outcome of that same transaction. After a call that
 had no answer the next ones wait `PROBE_S` only, until one has: so a queue of callers waits for one deadline, not for one each.
+
+A process that is killed or suspended inside a transaction leaves it open, and its locks with it: the server ends it after a minute, in which
+nobody else could commit. So who waits for `ABANDONED_S` ends those of this store that have been idle for so long. Their
+owner, if it lives, runs them again.
 """
 
 import contextlib
 import datetime
+import logging
+import random
+import time
 from collections.abc import Iterator
 from typing import Any, NoReturn
 
@@ -30,7 +37,12 @@ from pymongo.write_concern import WriteConcern
 from ....errors import ConfigError, MetadataUnavailable
 from .store import ABSENT, Batch, Changes, Record
 
+logger = logging.getLogger(__name__)
+
 TIMEOUT_S = 30.0
+ABANDONED_S = 2.0
+# Between tries of a transaction that lost to another, at most.
+BACKOFF_S = 0.02
 PROBE_S = 2.0
 REMOVED_KEPT_S = 24 * 3600
 DEFAULT_DATABASE = "forebay"
@@ -59,9 +71,11 @@ class MongoRecords:
     def _connect(self, url: str, name: str, timeout_s: float) -> None:
         self._timeout_s = timeout_s
         self._is_away = False
+        # By it transactions of this store are told from others on the server.
+        self._appname = f"forebay-write {name}".encode()[:128].decode(errors="ignore")
         try:
             self._client: pymongo.MongoClient[dict[str, Any]] = pymongo.MongoClient(
-                url, appname="forebay", serverSelectionTimeoutMS=int(timeout_s * 1000), tz_aware=True
+                url, appname=self._appname, serverSelectionTimeoutMS=int(timeout_s * 1000), tz_aware=True
             )
             database = self._client.get_default_database(DEFAULT_DATABASE)
         except (pymongo.errors.PyMongoError, ValueError) as error:
@@ -109,16 +123,37 @@ class MongoRecords:
         return sequence, iter(records)
 
     def commit(self, batch: Batch) -> int | None:
+        tries = 0
+        next_look = time.monotonic() + ABANDONED_S
+
+        def apply(session: ClientSession) -> int | None:
+            nonlocal tries, next_look
+            tries += 1
+            if tries > 2:
+                time.sleep(random.uniform(0, min(BACKOFF_S, 0.001 * tries)))
+            if time.monotonic() > next_look:
+                self._end_abandoned()
+                next_look = time.monotonic() + ABANDONED_S
+            return self._apply(batch, session)
+
         with self._calling("commit to"), self._client.start_session() as session:
-            return session.with_transaction(lambda inside: self._apply(batch, inside))
+            return session.with_transaction(apply)
 
     def changes_since(self, sequence: int) -> Changes:
         with self._calling("read"):
             present = self._present_sequence()
             if present == sequence:
                 return Changes(present, [])
-            found = self._records.find({"revision": {"$gt": sequence, "$lte": present}}).sort("revision", 1)
-            return Changes(present, [_record(document) for document in found])
+            # In one snapshot: of a node that is moved meanwhile the old place could be seen and the new one too, or neither.
+            with self._client.start_session() as session:
+                return session.with_transaction(
+                    lambda inside: self._changes_in(sequence, inside), read_concern=ReadConcern("snapshot")
+                )
+
+    def _changes_in(self, sequence: int, session: ClientSession) -> Changes:
+        present = self._present_sequence(session)
+        found = self._records.find({"revision": {"$gt": sequence}}, session=session).sort("revision", 1)
+        return Changes(present, [_record(document) for document in found])
 
     def inline(self, name: str) -> bytes | None:
         with self._calling("read"):
@@ -132,8 +167,29 @@ class MongoRecords:
     def close(self) -> None:
         self._client.close()
 
-    def _present_sequence(self) -> int:
-        document = self._sequence.find_one({"_id": "sequence"})
+    def _end_abandoned(self) -> None:
+        """End transactions of this store that nobody goes on with. Where that is not allowed the server's own limit has to be waited for."""
+        operations: list[dict[str, Any]] = [
+            {"$currentOp": {"allUsers": False, "idleSessions": True}},
+            {
+                "$match": {
+                    "appName": self._appname,
+                    "type": "idleSession",
+                    "transaction.timeInactiveMicros": {"$gt": int(ABANDONED_S * 1_000_000)},
+                }
+            },
+        ]
+        try:
+            with self._client.admin.aggregate(operations) as found:
+                abandoned = [{"id": document["lsid"]["id"]} for document in found]
+            if abandoned:
+                self._client.admin.command("killSessions", abandoned)
+                logger.warning("%s: ended %d transactions that their process has abandoned", self.label, len(abandoned))
+        except pymongo.errors.OperationFailure as error:
+            logger.warning("%s: abandoned transactions cannot be ended (error %s)", self.label, error.code)
+
+    def _present_sequence(self, session: ClientSession | None = None) -> int:
+        document = self._sequence.find_one({"_id": "sequence"}, session=session)
         return int(document["value"]) if document else 0
 
     def _apply(self, batch: Batch, session: ClientSession) -> int | None:
