@@ -234,6 +234,9 @@ def _writes(write: Mapping[str, Any] | None) -> list[str]:
     free = f", {amounts.format_size(room)} free" if room is not None else ", which does not say how much room it has"
     kept = f"{amounts.format_size(write['dirty_bytes'] + write['held_bytes'])} in {write['tier']}{free}"
     lines.append(f"  kept    {kept}; records in {write['records']}")
+    if write["tier_trouble"]:
+        since = amounts.format_duration(round(write["tier_trouble_s"], 1))
+        lines.append(f"  kept    writers are refused since {since}: {write['tier_trouble']}")
     if waits["count"]:
         waited = f"{amounts.format_count(waits['count'])} writes waited for room, {amounts.format_duration(round(waits['seconds'], 1))} together"
         if waits["refused"]:

@@ -151,6 +151,7 @@ TABLE = (
     Row("forebay_write_refused_total", "counter", "Writes that got ENOSPC after waiting", (), _write("waits", "refused")),
     Row("forebay_write_tier_total_bytes", "gauge", "Size of the file system or pool of the write tier", (), _write("tier_total_bytes")),
     Row("forebay_write_tier_free_bytes", "gauge", "What is free of it", (), _write("tier_free_bytes")),
+    Row("forebay_write_tier_trouble_seconds", "gauge", "Since when writers get errors of the write tier, 0 when they do not", (), _write("tier_trouble_s")),
     Row("forebay_mount_errors_total", "counter", "Requests of the kernel that failed, by errno", ("errno",), _by_kind("mount", "errors")),
     Row("forebay_jobs_running", "gauge", "Prefetches under way", (), lambda status: iter([((), sum(j["state"] == "running" for j in status["jobs"]))])),
     Row("forebay_up_seconds", "gauge", "How long the process has served", (), lambda status: iter([((), status["up_s"])])),

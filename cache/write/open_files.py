@@ -21,6 +21,7 @@ from .ledger import Ledger, Step
 from .nodes import Node
 from .operations import Operations
 from .options import WriteOptions
+from .trouble import Trouble
 
 logger = logging.getLogger(__name__)
 
@@ -57,15 +58,18 @@ class OpenFile:
 
     def write(self, offset: int, data: Buffer) -> None:
         """Store all of `data`. Buffered: durable after `sync`. The caller has asked `WriteSide.has_room`."""
-        self._files.prepare(self.draft, offset)
-        self._files.written(self.draft, self.draft.write(offset, data, self._files.operations.now_ns()))
+        with self._files.trouble:
+            self._files.prepare(self.draft, offset)
+            self._files.written(self.draft, self.draft.write(offset, data, self._files.operations.now_ns()))
 
     def append(self, data: Buffer) -> None:
-        self._files.prepare(self.draft, self.draft.size)
-        self._files.written(self.draft, self.draft.append(data, self._files.operations.now_ns()))
+        with self._files.trouble:
+            self._files.prepare(self.draft, self.draft.size)
+            self._files.written(self.draft, self.draft.append(data, self._files.operations.now_ns()))
 
     def truncate(self, size: int) -> None:
-        self._files.truncate(self.draft, size)
+        with self._files.trouble:
+            self._files.truncate(self.draft, size)
 
     def sync(self, *, closing: bool = False) -> None:
         """Return when everything written through any handle of this file is durable (fsync, close).
@@ -97,6 +101,7 @@ class OpenFiles:
     watches: dict[int, Watch]
     on_dirty: Callable[[], None]
     on_put_back: Callable[[int], None] = lambda node_id: None
+    trouble: Trouble = field(default_factory=Trouble)
     drafts: dict[int, Draft] = field(default_factory=dict)
     buffered_bytes: int = 0
     # Files that were closed while the records could not be told: they still say that we have them open.
@@ -200,7 +205,7 @@ class OpenFiles:
 
         Raises OSError ESTALE if the file was removed by another writer, or is another's now.
         """
-        with draft.syncing:
+        with draft.syncing, self.trouble:
             node = self.ledger.state.by_id.get(draft.node_id)
             if node is None and self.operations.is_shared and draft.is_changed and not draft.unlinked:
                 raise _stale()
@@ -213,6 +218,8 @@ class OpenFiles:
             buffered_bytes = draft.buffered_bytes
             draft.sync_data()
             replaced, node = self.ledger.run(lambda step: self._commit(step, draft, snapshot, closing=closing))
+            if snapshot.inline is None:
+                self.trouble.is_over()
             if node is not None:
                 draft.note_committed(node)
             with self.ledger.locked():

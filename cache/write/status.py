@@ -48,7 +48,8 @@ class WriteStatus:
 
     `oldest_age_s` is 0 when nothing is dirty; `running` counts uploads, deletions and moves under way, `uploading` the uploads
     alone. `failures` are the reasons why something does not get through now, `failed` how often work failed, by kind. The room
-    is that of the whole file system or pool, None while it is not known. Where records are shared, what is dirty is that of all
+    is that of the whole file system or pool, None while it is not known.
+    `tier_trouble` is why writers are refused, and since when, until one succeeds. Where records are shared, what is dirty is that of all
     writers; `writeback_by` names who brings it into the bucket ("" for this process), and `stale_s` is for how long the records
     have not answered.
     """
@@ -78,6 +79,8 @@ class WriteStatus:
     waits: Waits
     tier_total_bytes: int | None
     tier_free_bytes: int | None
+    tier_trouble: str
+    tier_trouble_s: float
 
 
 @dataclass(frozen=True, slots=True)

@@ -414,7 +414,7 @@ class WriteSide:
             await self._flushing.flush(path, timeout_s)
 
     def status(self) -> WriteStatus:
-        room = self.room.room
+        room, trouble = self.room.room, self.files.trouble
         stale_since = self.freshness.stale_since if self.freshness is not None else None
         with self.ledger.locked() as state:
             oldest_age_s = max((self.writeback.age_s(state.by_id[i]) for i in islice(state.dirty, 1000)), default=0.0)
@@ -436,6 +436,8 @@ class WriteSide:
                 waits=dataclasses.replace(self.waits),
                 tier_total_bytes=room.total_bytes if room is not None else None,
                 tier_free_bytes=room.free_bytes if room is not None else None,
+                tier_trouble=trouble.reason,
+                tier_trouble_s=time.monotonic() - trouble.since if trouble.reason else 0.0,
             )  # fmt: skip
 
     def whereabouts(self, path: bytes) -> Whereabouts | None:

@@ -160,6 +160,7 @@ def test_a_mount_does_what_a_local_folder_does(forebay: CommandLine, bucket: Buc
         history.write_text("\n".join(ride.twins.history))
         print(f"seed {seed}, the last of {len(ride.twins.history)} operations (all in {history}):")
         print("\n".join(ride.twins.history[-60:]))
+        print("in the bucket:", sorted(in_bucket(bucket)))
         raise
     finally:
         ride.twins.mount.close_all()

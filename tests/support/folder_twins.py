@@ -319,7 +319,8 @@ class Twins:
     def compare(self) -> None:
         """Every name, attribute and byte. Raises AssertionError."""
         expected, found = self._tree(self.local), self._tree(self.mount)
-        assert sorted(found) == sorted(expected), f"names differ: {sorted(found.keys() ^ expected.keys())}"
+        lacks, has_more = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
+        assert not lacks and not has_more, f"the mount lacks {lacks} and shows {has_more} besides"
         for path, facts in expected.items():
             assert found[path] == facts, f"{path!r}: the mount says {found[path]}, the local folder {facts}"
         self._compare_times()
