@@ -320,7 +320,7 @@ class Twins:
         """Every name, attribute and byte. Raises AssertionError."""
         expected, found = self._tree(self.local), self._tree(self.mount)
         lacks, has_more = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
-        assert not lacks and not has_more, f"the mount lacks {lacks} and shows {has_more} besides"
+        assert not lacks + has_more, f"the mount lacks {lacks} and shows {has_more} besides"
         for path, facts in expected.items():
             assert found[path] == facts, f"{path!r}: the mount says {found[path]}, the local folder {facts}"
         self._compare_times()
