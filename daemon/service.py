@@ -113,6 +113,8 @@ class Service:
         notes = list(self.mount.status().notes)
         if self.writing is None and not self.settings.read_only and not is_dataset(self.source.name.text):
             notes.append("the mount is read-only: only buckets (s3://) can be written to")
+        if self.writing is not None:
+            notes += self.writing.notes()
         return notes
 
     def status(self) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from ..fuse_mount.writable import writable_kit
 from ..fuse_mount.writable_view import WritableView
 from ..fuse_mount.writing import Writing
 from ..fuse_mount.written_listing import WrittenListing
-from ..tiers.durable import DurableTier, is_rados, open_durable_tier
+from ..tiers.durable import DurableTier, FolderTier, is_rados, open_durable_tier
 from ..tiers.understore import Buffer, MultipartStore
 from ..tiers.version import ObjectVersion
 from .live_source import LiveSource
@@ -172,6 +172,16 @@ class WritePart:
 
     async def close(self) -> None:
         await self.side.close()
+
+    def notes(self) -> list[str]:
+        """What a user should know of where written data is."""
+        side = self.side
+        if isinstance(side.tier, FolderTier) or side.records.is_shared:
+            return []
+        return [
+            f"written data is safe in {side.tier.label}, but which file it belongs to is noted on this machine only ({side.records.label}): if the "
+            "machine is lost, so is what the bucket does not have yet; --meta-url mongodb://... keeps it where every machine finds it"
+        ]
 
     def describe(self) -> dict[str, Any]:
         return asdict(self.side.status())

@@ -21,7 +21,7 @@ from .ledger import Ledger, Step
 from .nodes import Node
 from .operations import Operations
 from .options import WriteOptions
-from .trouble import Trouble
+from .trouble import REFUSALS, Trouble
 
 logger = logging.getLogger(__name__)
 
@@ -58,18 +58,20 @@ class OpenFile:
 
     def write(self, offset: int, data: Buffer) -> None:
         """Store all of `data`. Buffered: durable after `sync`. The caller has asked `WriteSide.has_room`."""
-        with self._files.trouble:
+        try:
             self._files.prepare(self.draft, offset)
             self._files.written(self.draft, self.draft.write(offset, data, self._files.operations.now_ns()))
+        except REFUSALS as error:
+            self._files.trouble.refused(self.node_id, error)
+            raise
+        self._files.trouble.wrote(self.node_id)
 
     def append(self, data: Buffer) -> None:
-        with self._files.trouble:
-            self._files.prepare(self.draft, self.draft.size)
-            self._files.written(self.draft, self.draft.append(data, self._files.operations.now_ns()))
+        self._files.prepare(self.draft, self.draft.size)
+        self._files.written(self.draft, self.draft.append(data, self._files.operations.now_ns()))
 
     def truncate(self, size: int) -> None:
-        with self._files.trouble:
-            self._files.truncate(self.draft, size)
+        self._files.truncate(self.draft, size)
 
     def sync(self, *, closing: bool = False) -> None:
         """Return when everything written through any handle of this file is durable (fsync, close).
@@ -88,7 +90,8 @@ class OpenFile:
 @dataclass(slots=True)
 class OpenFiles:
     """`on_dirty` is told when a node has become dirty or bytes were freed; `on_put_back` (with the ledger's lock held) that a node is gone
-    because its file was opened to be changed and never was: the listing decides again.
+    because its file was opened to be changed and never was: the listing decides again; `on_lost` that what was written to a node could not be
+    kept, and its content is again what it was before.
 
     Where records are shared, a file is open for writing in one process at a time (`Operations.claim`). Whoever reads it elsewhere goes on
     with what was committed when it is opened again, or when what it reads from is gone.
@@ -101,6 +104,7 @@ class OpenFiles:
     watches: dict[int, Watch]
     on_dirty: Callable[[], None]
     on_put_back: Callable[[int], None] = lambda node_id: None
+    on_lost: Callable[[int], None] = lambda node_id: None
     trouble: Trouble = field(default_factory=Trouble)
     drafts: dict[int, Draft] = field(default_factory=dict)
     buffered_bytes: int = 0
@@ -205,7 +209,14 @@ class OpenFiles:
 
         Raises OSError ESTALE if the file was removed by another writer, or is another's now.
         """
-        with draft.syncing, self.trouble:
+        try:
+            self._sync(draft, closing=closing)
+        except REFUSALS as error:
+            self.trouble.refused(draft.node_id, error)
+            raise
+
+    def _sync(self, draft: Draft, *, closing: bool) -> None:
+        with draft.syncing:
             node = self.ledger.state.by_id.get(draft.node_id)
             if node is None and self.operations.is_shared and draft.is_changed and not draft.unlinked:
                 raise _stale()
@@ -219,7 +230,7 @@ class OpenFiles:
             draft.sync_data()
             replaced, node = self.ledger.run(lambda step: self._commit(step, draft, snapshot, closing=closing))
             if snapshot.inline is None:
-                self.trouble.is_over()
+                self.trouble.synced(draft.node_id)
             if node is not None:
                 draft.note_committed(node)
             with self.ledger.locked():
@@ -239,6 +250,8 @@ class OpenFiles:
                 draft.handles -= 1
                 last = draft.handles == 0
                 if last:
+                    if draft.is_changed:
+                        self.on_lost(draft.node_id)
                     del self.drafts[draft.node_id]
                     self.buffered_bytes -= draft.buffered_bytes
                     node = state.by_id.get(draft.node_id)

@@ -2,31 +2,31 @@
 
 import time
 from dataclasses import dataclass
-from types import TracebackType
 
 from ...errors import MetadataUnavailable, TierError
+
+REFUSALS = (TierError, MetadataUnavailable)
 
 
 @dataclass(slots=True)
 class Trouble:
-    """A context manager around what may be refused; errors pass. `reason` is empty again once a data file was made durable.
-
-    That a small file was, which lives in its record, says nothing of the tier.
-    """
+    """`reason` is empty again once a data file was made durable. That a small file was, which lives in its record, says nothing of the tier."""
 
     reason: str = ""
     since: float = 0.0  # on the monotonic clock
+    # A file that was refused: that what it wrote before is made durable says nothing either.
+    _refused: int = 0
 
-    def __enter__(self) -> None:
-        pass
+    def refused(self, node_id: int, error: Exception) -> None:
+        if not self.reason:
+            self.since = time.monotonic()
+        self.reason = str(error)
+        self._refused = node_id
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if isinstance(error, TierError | MetadataUnavailable):
-            if not self.reason:
-                self.since = time.monotonic()
-            self.reason = str(error)
+    def wrote(self, node_id: int) -> None:
+        if node_id == self._refused:
+            self._refused = 0
 
-    def is_over(self) -> None:
-        self.reason = ""
+    def synced(self, node_id: int) -> None:
+        if node_id != self._refused:
+            self.reason = ""

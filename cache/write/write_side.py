@@ -111,11 +111,13 @@ class WriteSide:
             self.writers = Writers(self.ledger, writer, what, lease_s=self.options.lease_s, on_lease=self._on_lease)
         self.freshness = Freshness(self.ledger.take_in, self._wake) if records.is_shared else None
         self.ledger.on_taken = self._on_taken
-        # Files whose content others have changed since it was last opened here: what the kernel keeps of them is old.
+        # Files whose content others have changed since it was last opened here, or that could not keep what was written: what the kernel
+        # has of them is not theirs.
         self.changed_elsewhere: set[int] = set()
         require_time = self.writers.require_time if self.writers is not None else _always
         self.operations = Operations(writer, now_ns, file_attributes, folder_attributes, is_shared=records.is_shared)
         self.files = OpenFiles(self.ledger, self.operations, tier, self.options, {}, lambda: self.writeback.noticed())
+        self.files.on_lost = self.changed_elsewhere.add
         self.uploads = Uploads(
             self.ledger, self.operations, tier, store, self.options, read_base or store.get_range, self.files.drafts,
             ByteBudget(self.options.upload_parts * self.options.part_bytes), require_time,

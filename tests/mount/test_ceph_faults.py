@@ -99,6 +99,15 @@ def tier_of(ceph: CephCluster) -> dict[str, str]:
     return {"FOREBAY_WRITE_TIER": f"rados://training?conf={ceph.conf}&keyring={ceph.keyring}"}
 
 
+def test_a_mount_says_that_its_records_are_on_one_machine(
+    forebay: CommandLine, bucket: Bucket, ceph: CephCluster
+) -> None:
+    where = forebay.new_mountpoint()
+    said = forebay("mount", bucket.url, where, environ=tier_of(ceph)).stderr
+    assert "note: written data is safe in rados pool training" in said
+    assert "--meta-url mongodb://" in said
+
+
 @pytest.mark.timeout(900)
 def test_writing_goes_on_without_the_monitor(forebay: CommandLine, bucket: Bucket, ceph: CephCluster) -> None:
     """Silent, and killed and started again: OSDs are asked directly. A mount that needs it says so, in bounded time."""

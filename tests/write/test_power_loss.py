@@ -1,70 +1,29 @@
 """The power fails under the write tier: what was acked is there when the disk comes back.
 
-A kill loses nothing that a process has handed to the kernel; this does. The write tier lies on an ext4 of its own, which is
-told to go down without writing anything more (EXT4_IOC_SHUTDOWN, what xfstests' `godown` does): all that was not
-synced is gone, and the journal is replayed at the next mount, as after a power failure.
+A kill loses nothing that a process has handed to the kernel; this does. The write tier lies on a disk of its own
+(`support.ext4_disk`): all that was not synced is gone, and the journal is replayed at the next mount, as after a power failure.
 """
 
 import asyncio
-import contextlib
-import fcntl
 import os
 import random
-import struct
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from forebay.tests.support import servers
+from forebay.tests.support.ext4_disk import Disk, ext4_disk
 from forebay.tests.support.servers import S3Server
 from forebay.tests.support.write_crash import after_kill, brief, everything, in_bucket, nothing_is_doomed, run_and_kill
 from forebay.tests.support.write_worker import Model, open_side
 
 LOSSES = int(os.environ.get("FOREBAY_POWER_LOSSES", "6"))
-DISK_BYTES = 1 << 30
-_SHUTDOWN = 0x8004587D  # _IOR('X', 125, __u32)
-_WITHOUT_LOG_FLUSH = 2
-
-
-class Disk:
-    """A sparse file with an ext4 in it, mounted at `root` between `plug` and `unplug`."""
-
-    def __init__(self, folder: Path) -> None:
-        self._image = folder / "disk.img"
-        self.root = folder / "disk"
-        self.root.mkdir()
-        with self._image.open("wb") as image:
-            image.truncate(DISK_BYTES)
-        subprocess.run(["mkfs.ext4", "-q", "-F", str(self._image)], check=True)
-
-    def plug(self) -> None:
-        subprocess.run(["mount", "-o", "loop", str(self._image), str(self.root)], check=True)
-
-    def cut_power(self) -> None:
-        folder = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            fcntl.ioctl(folder, _SHUTDOWN, struct.pack("I", _WITHOUT_LOG_FLUSH))
-        finally:
-            os.close(folder)
-
-    def unplug(self) -> None:
-        subprocess.run(["umount", str(self.root)], check=True)
 
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Disk]:
-    try:
-        disk = Disk(tmp_path)
-        disk.plug()
-    except (OSError, subprocess.CalledProcessError) as error:
-        servers.unavailable(f"no ext4 can be mounted from a file here: {error}")
-    try:
+    with ext4_disk(tmp_path) as disk:
         yield disk
-    finally:
-        with contextlib.suppress(subprocess.CalledProcessError):
-            disk.unplug()
 
 
 @pytest.fixture(autouse=True)
