@@ -42,6 +42,8 @@ Outcome: TypeAlias = bool | BaseException
 
 # Where one of two exchanged files waits while the other takes its key; below the prefix of the mount, never shown.
 EXCHANGE = b".forebay/exchange/"
+# Folders without keys that are deleted for one file in their place, before it is tried again.
+FREED_AT_ONCE = 100
 # By how much the clock of the store may differ from ours, when uploads are matched with attempts by time.
 CLOCK_SKEW_NS = 15 * 60 * 1_000_000_000
 # How long uploads that are done wait for others of the same batch, so that they end in one commit.
@@ -392,14 +394,32 @@ class Uploads:
         return None
 
     async def _free_name(self, key: bytes) -> None:
-        """Have the folder deleted that a store still keeps in the place of a file (SeaweedFS, after the last key below it went).
+        """Have the folders deleted that a store still keeps in the place of a file (SeaweedFS, after the last key below them went).
 
-        Only one that no listing shows: nothing that anybody could see. The upload waits for it (`State.is_in_the_way`).
+        Only where no key is below: nothing that anybody has put there. The upload waits for them (`State.is_in_the_way`).
         """
         below = os.fsdecode(key) + "/"
         if key.endswith(b"/") or await self.store.head(below) is None:
             return
         page = await self.store.list_page(below, limit=1)
-        if not page.keys:
-            marker = os.fsencode(below)
-            await self.ledger.run_async(lambda step: self.operations.doom(step, self.ledger.state, marker, EMPTY))
+        if page.keys:
+            return
+        innermost = [os.fsencode(one) for one in await self._innermost_folders(below)]
+
+        def doom(step: Step) -> None:
+            for marker in innermost:
+                self.operations.doom(step, self.ledger.state, marker, EMPTY)
+
+        await self.ledger.run_async(doom)
+
+    async def _innermost_folders(self, prefix: str) -> list[str]:
+        """The folders without keys that nothing is in; those around them go with the last of these, or are next."""
+        found: list[str] = []
+        waiting = [prefix]
+        while waiting and len(found) < FREED_AT_ONCE:
+            folder = waiting.pop()
+            page = await self.store.list_page(folder, delimiter="/")
+            waiting.extend(page.prefixes)
+            if not page.prefixes:
+                found.append(folder)
+        return found

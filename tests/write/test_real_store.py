@@ -143,17 +143,22 @@ async def test_a_store_that_is_a_file_system_inside_is_no_obstacle(s3: S3Server,
         client.delete_object(Bucket=bucket, Key="was-a-folder/f")
         assert await store.head("was-a-folder") is None
         assert await store.head("was-a-folder/") is not None
+        # And with folders in it that nothing is in any more.
+        for key in ("was-a-tree/a/b/f", "was-a-tree/a/f", "was-a-tree/c/f"):
+            client.put_object(Bucket=bucket, Key=key, Body=b"x")
+            client.delete_object(Bucket=bucket, Key=key)
         # The same where somebody else's key is below: the file waits, and their key stays.
         client.put_object(Bucket=bucket, Key="is-a-folder/f", Body=b"theirs")
-        for name in (b"was-a-folder", b"is-a-folder"):
+        for name in (b"was-a-folder", b"was-a-tree", b"is-a-folder"):
             file = side.create(name, Attributes(0o644, 0, 0))
             file.write(0, b"a file")
             file.release()
-        await side.flush(b"was-a-folder", timeout_s=120)
+        for name in (b"was-a-folder", b"was-a-tree"):
+            await side.flush(name, timeout_s=60)
         client.delete_object(Bucket=bucket, Key="implicit/theirs")
         with pytest.raises(Incomplete, match=r"is-a-folder"):
             await side.flush(timeout_s=1.0)
-        expected: Model = {"implicit": FOLDER, "was-a-folder": b"a file"}
+        expected: Model = {"implicit": FOLDER, "was-a-folder": b"a file", "was-a-tree": b"a file"}
         assert brief(in_bucket(s3, bucket)) == brief({**expected, "is-a-folder/f": b"theirs"})
         client.delete_object(Bucket=bucket, Key="is-a-folder/f")
         await side.flush(timeout_s=120)
