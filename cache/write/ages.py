@@ -8,6 +8,12 @@ import time
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 
+
+def now_s() -> float:
+    """Seconds since the boot, with those in which the machine was suspended: for what others do meanwhile."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
 # Things that went are forgotten when so many more are known than are there.
 SLACK = 1000
 

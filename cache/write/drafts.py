@@ -133,6 +133,8 @@ class Draft:
     handles: int = 0
     writers: int = 0
     unlinked: bool = False
+    # Whether this process was taken for dead while it had the file open for writing: what it did to it counts no more.
+    is_lost: bool = False
     watch: Watch | None = None
     # Data files that the committed node may still name; deleted once a commit or an unlink has passed them.
     replaced: list[str] = field(default_factory=list)

@@ -20,12 +20,13 @@ import enum
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
 
 from ...errors import ForebayError, MetadataUnavailable, OpenElsewhere, WriterReplaced
-from .nodes import LEASE_KEY, ROOT_ID, Entry, Kind, Node, decode, encode, writer_key
+from .ages import now_s
+from .nodes import LEASE_KEY, Entry, Kind, Node, decode, encode, writer_key
 from .recent_inline import RecentInline
 from .records.store import ABSENT, Batch, Change, Changes, Record, Records
 from .state import State
@@ -109,6 +110,10 @@ class Ledger:
         self._drain: asyncio.Future[None] | None = None
         # This writer's number; None where records are not shared, or nothing is written.
         self._writer: int | None = None
+        # Called where it is noticed that this writer was taken for dead; whether it is a writer again, under another number. May block.
+        self.on_replaced: Callable[[], bool] = lambda: False
+        # When changes of others were last asked for; see `now_s`.
+        self._asked_at = now_s()
         # Told, with the lock held, of every record that others changed: (key, entry before, entry now).
         self.on_taken: Callable[[bytes, Entry | None, Entry | None], None] = lambda key, old, new: None
 
@@ -120,27 +125,31 @@ class Ledger:
 
     def load(self) -> None:
         """Fill the state from the records. Raises MetadataUnavailable for a record that cannot be read: dirty data is never guessed at."""
+        self._asked_at = now_s()
         sequence, found = self._records.load()
         with self._lock:
-            for record in found:
-                assert record.body is not None
-                entry = self._decoded(record.key, record.body)
-                if not self._is_elsewhere_locked(record, entry):
-                    self.state.put(entry)
-                    self._revisions[record.key] = record.revision
+            for record, entry in self._newest_places(found):
+                self.state.put(entry)
+                self._revisions[record.key] = record.revision
             self.state.order_by_age()
             self._sequence = sequence
 
-    def _is_elsewhere_locked(self, record: Record, entry: Entry) -> bool:
-        """Whether a node that others moved while it was loaded was found in its newer place before; an older place of it is left."""
-        known = self.state.by_id.get(entry.id) if isinstance(entry, Node) and entry.kind != Kind.WHITEOUT else None
-        if known is None or known.id == ROOT_ID or known.record_key == record.key:
-            return False
-        if self._revisions[known.record_key] > record.revision:
-            return True
-        self.state.remove(known)
-        del self._revisions[known.record_key]
-        return False
+    def _newest_places(self, found: Iterable[Record]) -> list[tuple[Record, Entry]]:
+        """All records; but of a node that others moved while they were read, and that was so found in two places, only the newer one."""
+        kept: dict[bytes, tuple[Record, Entry]] = {}
+        places: dict[int, bytes] = {}
+        for record in found:
+            assert record.body is not None
+            entry = self._decoded(record.key, record.body)
+            if isinstance(entry, Node) and entry.kind != Kind.WHITEOUT:
+                other = places.get(entry.id)
+                if other is not None:
+                    if kept[other][0].revision > record.revision:
+                        continue
+                    del kept[other]
+                places[entry.id] = record.key
+            kept[record.key] = (record, entry)
+        return list(kept.values())
 
     @property
     def sequence(self) -> int:
@@ -150,6 +159,16 @@ class Ledger:
     def join(self, writer: int) -> None:
         """From now on everything is committed as this writer, whose record is there."""
         self._writer = writer
+
+    def change_writer(self, writer: int, switch: Callable[[], None]) -> None:
+        """Stop committing as a writer whose record is gone: everything is committed as `writer` from now on, once its record is there.
+
+        What waits for its commit was decided as the old one, and fails. `switch` is called at that moment, with the lock held.
+        """
+        with self._committing, self._lock:
+            self._fail(_replaced())
+            self._writer = writer
+            switch()
 
     def run(self, operation: Callable[[Step], T], *, fenced: bool = False, as_writer: bool = True) -> T:
         """Do an operation; returns when what it changed is durable. Blocks.
@@ -162,12 +181,14 @@ class Ledger:
                 time.sleep(_pause_s(race))
             try:
                 result, step = self._begin(operation, fenced=fenced, as_writer=as_writer)
+                if self._finish(step):
+                    return result
             except (OSError, OpenElsewhere):
                 if race or not self.take_in():
                     raise
-                continue
-            if self._finish(step):
-                return result
+            except WriterReplaced:
+                if fenced or not as_writer or not self.on_replaced():
+                    raise
         raise MetadataUnavailable(f"{self._records.label}: others changed the same records {RACES} times in a row")
 
     async def run_async(self, operation: Callable[[Step], T]) -> T:
@@ -201,7 +222,10 @@ class Ledger:
             return False
         with self._taking_in:
             for _ in range(RACES):
-                changes = self._records.changes_since(self._sequence)
+                asked_at = now_s()
+                is_late = asked_at - self._asked_at > self._records.changes_kept_s / 2
+                changes = self._reload() if is_late else self._records.changes_since(self._sequence)
+                self._asked_at = asked_at
                 with self._lock:
                     if not any(
                         self._is_news(record) and self._meets_pending_locked(record) for record in changes.records
@@ -211,6 +235,15 @@ class Ledger:
                 # which is refused, or is what was just read. Both in memory could be a tree that cannot be (two folders in each other).
                 self._commit_pending()
             raise MetadataUnavailable(f"{self._records.label}: others changed the same records {RACES} times in a row")
+
+    def _reload(self) -> Changes:
+        """Everything, told as changes: for who was away for so long that not all removals would be told any more."""
+        sequence, found = self._records.load()
+        records = [record for record, _ in self._newest_places(found)]
+        there = {record.key for record in records}
+        with self._lock:
+            gone = [Record(key, sequence + 1, None) for key in self._revisions if key not in there]
+        return Changes(sequence, [*records, *gone])
 
     def _meets_pending_locked(self, record: Record) -> bool:
         return any(
@@ -270,11 +303,7 @@ class Ledger:
 
     def _require_writer_locked(self, writer: int, *, fenced: bool) -> None:
         if writer not in self.state.writers:
-            raise WriterReplaced(
-                "this process was taken for dead by another that writes the bucket, because it did not reach the metadata "
-                "store for too long",
-                remedy="unmount, and mount again; what was acked is safe",
-            )
+            raise _replaced()
         lease = self.state.lease
         if fenced and (lease is None or lease.holder != writer):
             raise WriterReplaced("another process does the writeback of this bucket now")
@@ -388,3 +417,10 @@ class Ledger:
 def _pause_s(race: int) -> float:
     """How long to wait where a race was lost to a commit that cannot be read yet: MongoDB shows it when a majority has it in its journal."""
     return random.uniform(0.5, 1.0) * min(0.001 * 2.0 ** min(race, 10), LONGEST_PAUSE_S)
+
+
+def _replaced() -> WriterReplaced:
+    return WriterReplaced(
+        "this process was taken for dead by another that writes the bucket, because it did not reach the metadata store for too long",
+        remedy="open the file again; if that fails too, unmount, and mount again; what was acked is safe",
+    )

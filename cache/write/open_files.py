@@ -45,6 +45,8 @@ class OpenFile:
 
     def read(self, offset: int, size: int) -> Buffer | Pieces:
         """Bytes of the range, cut at the end of the file; `Pieces` when some must be fetched (`WriteSide.fetch`)."""
+        if self.draft.is_lost:
+            raise _stale()
         try:
             return self.draft.read(offset, size)
         except DirtyDataMissing:
@@ -91,7 +93,8 @@ class OpenFile:
 class OpenFiles:
     """`on_dirty` is told when a node has become dirty or bytes were freed; `on_put_back` (with the ledger's lock held) that a node is gone
     because its file was opened to be changed and never was: the listing decides again; `on_lost` that what was written to a node could not be
-    kept, and its content is again what it was before.
+    kept, and its content is again what it was before. `is_alive` says whether others cannot have taken this writer for dead yet, and
+    `prove_alive` sees to it that they do not, or raises (`Writers`).
 
     Where records are shared, a file is open for writing in one process at a time (`Operations.claim`). Whoever reads it elsewhere goes on
     with what was committed when it is opened again, or when what it reads from is gone.
@@ -103,6 +106,8 @@ class OpenFiles:
     options: WriteOptions
     watches: dict[int, Watch]
     on_dirty: Callable[[], None]
+    is_alive: Callable[[], bool]
+    prove_alive: Callable[[], None]
     on_put_back: Callable[[int], None] = lambda node_id: None
     on_lost: Callable[[int], None] = lambda node_id: None
     trouble: Trouble = field(default_factory=Trouble)
@@ -126,13 +131,33 @@ class OpenFiles:
         draft.writers += writable
         return OpenFile(self, draft, writable=writable)
 
+    def lose_writers_locked(self) -> int:
+        """Let go of what was open for writing, because others may write it now; how many files that were. Wants the ledger's lock.
+
+        Handles of them get ESTALE from now on. Who opens such a file again has what was committed.
+        """
+        lost = [draft for draft in self.drafts.values() if draft.writers or draft.is_changed]
+        for draft in lost:
+            draft.is_lost = True
+            del self.drafts[draft.node_id]
+            if draft.is_changed:
+                self.on_lost(draft.node_id)
+            self.buffered_bytes -= draft.buffered_bytes
+            draft.buffered_bytes = 0
+        self.unclaimed.clear()
+        return len(lost)
+
     def written(self, draft: Draft, added_bytes: int) -> None:
         with self.ledger.locked():
+            if draft.is_lost:
+                return
             draft.buffered_bytes += added_bytes
             self.buffered_bytes += added_bytes
 
     def must_tell(self, draft: Draft, offset: int) -> bool:
-        """Whether `prepare` has to commit something. Takes microseconds."""
+        """Whether `prepare` has to ask or tell others. Takes microseconds."""
+        if self._is_doubtful(draft):
+            return True
         if not draft.must_tell(offset):
             return False
         if not draft.syncing.acquire(blocking=False):
@@ -141,6 +166,10 @@ class OpenFiles:
             return self._must_commit(draft)
         finally:
             draft.syncing.release()
+
+    def _is_doubtful(self, draft: Draft) -> bool:
+        """Whether others may write the data file of a draft by now, because they take us for dead."""
+        return self.operations.is_shared and draft.named_end > 0 and not self.is_alive()
 
     def _must_commit(self, draft: Draft) -> bool:
         """Whether the record has to say that bytes it names are going to change; if not it is not asked again. Wants `draft.syncing`."""
@@ -159,7 +188,11 @@ class OpenFiles:
 
         Raises OSError ESTALE if the file is gone, or somebody else's now.
         """
-        if self.operations.is_shared and not draft.unlinked and draft.node_id not in self.ledger.state.by_id:
+        if self._is_doubtful(draft):
+            self.prove_alive()
+        if draft.is_lost or (
+            self.operations.is_shared and not draft.unlinked and draft.node_id not in self.ledger.state.by_id
+        ):
             raise _stale()
         if draft.must_tell(offset):
             with draft.syncing:
@@ -199,6 +232,8 @@ class OpenFiles:
     def truncate(self, draft: Draft, size: int) -> None:
         """Cut or lengthen a file. Durable bytes that are cut off leave the record first: a crash must not find it naming bytes that are gone."""
         with draft.syncing:
+            if draft.is_lost:
+                raise _stale()
             if draft.cuts_data(size):
                 self.ledger.run(lambda step: self._commit_cut(step, draft, size))
                 draft.named_end = min(draft.named_end, size)
@@ -217,6 +252,10 @@ class OpenFiles:
 
     def _sync(self, draft: Draft, *, closing: bool) -> None:
         with draft.syncing:
+            if draft.is_lost:
+                if draft.is_changed:
+                    raise _stale()
+                return
             node = self.ledger.state.by_id.get(draft.node_id)
             if node is None and self.operations.is_shared and draft.is_changed and not draft.unlinked:
                 raise _stale()
@@ -252,13 +291,14 @@ class OpenFiles:
                 if last:
                     if draft.is_changed:
                         self.on_lost(draft.node_id)
-                    del self.drafts[draft.node_id]
+                    if self.drafts.get(draft.node_id) is draft:
+                        del self.drafts[draft.node_id]
                     self.buffered_bytes -= draft.buffered_bytes
                     node = state.by_id.get(draft.node_id)
                     if node is not None and not node.is_recorded and node.base is not None:
                         state.remove(node)  # opened to be changed, and never was
                         self.on_put_back(node.id)
-                if writable and not draft.writers and self.operations.is_shared:
+                if writable and not draft.writers and self.operations.is_shared and not draft.is_lost:
                     self.unclaimed.add(draft.node_id)
             try:
                 self.give_up_claims()
@@ -302,6 +342,7 @@ class OpenFiles:
         """Where others write too, a file goes on only from the content that this process knows."""
         if (
             node is None
+            or draft.is_lost
             or node.content != draft.content
             or self.ledger.state.other_writer(node, self.operations.writer)
         ):

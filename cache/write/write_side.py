@@ -108,7 +108,10 @@ class WriteSide:
         self.is_follower = is_follower
         self.writers: Writers | None = None
         if records.is_shared and not is_follower:
-            self.writers = Writers(self.ledger, writer, what, lease_s=self.options.lease_s, on_lease=self._on_lease)
+            self.writers = Writers(
+                self.ledger, writer, what, lease_s=self.options.lease_s, on_lease=self._on_lease, on_replaced=self._on_replaced
+            )  # fmt: skip
+            self.ledger.on_replaced = self._rejoin
         self.freshness = Freshness(self.ledger.take_in, self._wake) if records.is_shared else None
         self.ledger.on_taken = self._on_taken
         # Files whose content others have changed since it was last opened here, or that could not keep what was written: what the kernel
@@ -116,7 +119,10 @@ class WriteSide:
         self.changed_elsewhere: set[int] = set()
         require_time = self.writers.require_time if self.writers is not None else _always
         self.operations = Operations(writer, now_ns, file_attributes, folder_attributes, is_shared=records.is_shared)
-        self.files = OpenFiles(self.ledger, self.operations, tier, self.options, {}, lambda: self.writeback.noticed())
+        self.files = OpenFiles(
+            self.ledger, self.operations, tier, self.options, {}, lambda: self.writeback.noticed(),
+            lambda: self.writers is None or self.writers.is_alive(), self._prove_alive,
+        )  # fmt: skip
         self.files.on_lost = self.changed_elsewhere.add
         self.uploads = Uploads(
             self.ledger, self.operations, tier, store, self.options, read_base or store.get_range, self.files.drafts,
@@ -523,6 +529,26 @@ class WriteSide:
         else:
             logger.info("this process does the writeback now; %d pieces of garbage deleted", found)
         self._wake()
+
+    def _prove_alive(self) -> None:
+        if self.writers is not None:
+            self.writers.prove_alive()
+
+    def _rejoin(self) -> bool:
+        """Others took this process for dead: be a writer again, unless the data is kept in another tier by now."""
+        mark = self.state.tier_mark
+        if self.writers is None or (mark is not None and mark.identity != self.tier.identity):
+            return False
+        return self.writers.rejoin()
+
+    def _on_replaced(self, number: int) -> None:
+        """From now on this process is another writer. With the ledger's lock held."""
+        self.operations.writer = number
+        lost = self.files.lose_writers_locked()
+        logger.warning(
+            "others took this process for dead, because it was suspended or did not reach the metadata store; it goes on as a new writer, "
+            "without %d files that were open for writing", lost,
+        )  # fmt: skip
 
     def _on_taken(self, key: bytes, old: Entry | None, new: Entry | None) -> None:
         """Another writer changed a record. With the ledger's lock held."""

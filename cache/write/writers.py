@@ -8,7 +8,10 @@ Where records are shared, each process that writes keeps a `Writer` record and c
   a commit that expects the record it saw.
 - The holder acts on the under store only for `ACT_SHARE` of `lease_s` after its last beat that was committed. What it
   began then has ended, or timed out, before anybody may take its place. What it commits is guarded by the lease itself (`Ledger`).
-- The holder also removes the records of other dead writers. A commit of theirs is guarded by that record, so they cannot come back.
+- The holder also removes the records of other dead writers. A commit of theirs is guarded by that record, so nothing that they had begun
+  is applied any more.
+- Who was taken for dead and lives (a suspended machine, MongoDB out of reach) becomes a writer again under another number. What it had
+  open for writing may be another's by now, and is lost to it: those handles get ESTALE. Everything else goes on.
 
 docs/design/0004-shared-namespace.md has the reasons and the crash table.
 """
@@ -17,7 +20,9 @@ import asyncio
 import contextlib
 import logging
 import os
+import secrets
 import socket
+import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -25,12 +30,15 @@ from pathlib import Path
 import msgspec
 
 from ...errors import ForebayError, MetadataUnavailable, WriterReplaced
+from .ages import now_s
 from .ledger import Ledger, Step
 from .nodes import Lease, Writer
 
 logger = logging.getLogger(__name__)
 
 ACT_SHARE = 0.25
+# For how much of it after a beat nobody can have taken us for dead, with what a commit under way may still take.
+ALIVE_SHARE = 0.5
 # Beats within `lease_s`.
 BEATS = 20
 
@@ -38,19 +46,26 @@ BEATS = 20
 class Writers:
     """Of one process. `join` before anything is written; `run` for as long as it writes; `leave` at the end."""
 
-    def __init__(self, ledger: Ledger, number: int, what: str, *, lease_s: float, on_lease: Callable[[], None]) -> None:
+    def __init__(
+        self, ledger: Ledger, number: int, what: str, *, lease_s: float, on_lease: Callable[[], None],
+        on_replaced: Callable[[int], None],
+    ) -> None:  # fmt: skip
         """Starts nothing. `what` is what people know this process by ("the mount at /data"). `on_lease` is called, in a thread,
-        when the lease has become ours, before the writeback begins."""
+        when the lease has become ours, before the writeback begins; `on_replaced`, with the ledger's lock held, when others have taken us for
+        dead and we go on under another number."""
         self._ledger = ledger
         self._lease_s = lease_s
         self._on_lease = on_lease
+        self._on_replaced = on_replaced
         self.me = Writer(number, socket.gethostname(), os.getpid(), what, place(), _started_ticks(os.getpid()))
-        # By writer: its beats, and since when (our monotonic clock) they are that many.
+        # By writer: its beats, and since when (`now_s`) they are that many.
         self._seen: dict[int, tuple[int, float]] = {}
         self._last_beat = float("-inf")
         self._flushes = 0
         self._is_ready = False
-        self.is_replaced = False
+        self._is_refused = False
+        self._joining = threading.RLock()
+        self._is_joining = False
 
     @property
     def holds_lease(self) -> bool:
@@ -67,15 +82,44 @@ class Writers:
         """Before something is done to the under store that cannot be taken back. Raises WriterReplaced, MetadataUnavailable."""
         if not self.holds_lease:
             raise WriterReplaced("another process does the writeback of this bucket now")
-        age_s = time.monotonic() - self._last_beat
+        age_s = now_s() - self._last_beat
         if age_s > self._lease_s * ACT_SHARE:
             raise MetadataUnavailable(
                 f"the lease on the bucket was last renewed {age_s:.0f} s ago", remedy="see why MongoDB does not answer"
             )
 
+    def is_alive(self) -> bool:
+        """Whether nobody can have taken us for dead yet."""
+        return now_s() - self._last_beat < self._lease_s * ALIVE_SHARE
+
+    def prove_alive(self) -> None:
+        """Return when others know that we live; as a writer of another number if they thought otherwise. Blocks. Raises MetadataUnavailable."""
+        self._beat()
+
+    def rejoin(self) -> bool:
+        """Become a writer again, after others took us for dead; False if that is what the calling thread is doing. Blocks.
+
+        Raises MetadataUnavailable.
+        """
+        with self._joining:
+            if self._is_joining:
+                return False
+            self._is_joining = True
+            try:
+                self._ledger.take_in()
+                if self.me.number not in self._ledger.state.writers:
+                    number = secrets.randbits(48)
+                    self.me = msgspec.structs.replace(self.me, number=number, beats=0)
+                    self._is_ready = False
+                    self._ledger.change_writer(number, lambda: self._on_replaced(number))
+                    self.join()
+            finally:
+                self._is_joining = False
+        return True
+
     def join(self) -> None:
         """Become a writer, and take the lease if nobody alive has it. Blocks. Raises MetadataUnavailable."""
-        began = time.monotonic()
+        began = now_s()
         self._ledger.run(lambda step: step.put(self.me), as_writer=False)
         self._ledger.join(self.me.number)
         self._last_beat = began
@@ -87,9 +131,9 @@ class Writers:
             try:
                 await asyncio.to_thread(self._beat)
             except WriterReplaced as error:
-                if not self.is_replaced:
+                if not self._is_refused:
                     logger.error("%s", error)
-                self.is_replaced = True
+                self._is_refused = True
             except ForebayError as error:
                 logger.warning("no beat: %s", error)
             await asyncio.sleep(self._lease_s / BEATS)
@@ -121,7 +165,7 @@ class Writers:
 
     def watch(self) -> None:
         """Note whose beats have moved."""
-        now = time.monotonic()
+        now = now_s()
         with self._ledger.locked() as state:
             for writer in state.writers.values():
                 known = self._seen.get(writer.number)
@@ -134,14 +178,20 @@ class Writers:
         if writer.place == self.me.place and _started_ticks(writer.pid) != writer.started_ticks:
             return True
         known = self._seen.get(writer.number)
-        return known is not None and known[0] == writer.beats and time.monotonic() - known[1] > self._lease_s
+        return known is not None and known[0] == writer.beats and now_s() - known[1] > self._lease_s
 
     def _beat(self) -> None:
         """One beat: our record, then who is dead, then the lease if nobody alive has it."""
-        began = time.monotonic()
+        began = now_s()
         self._ledger.take_in()
-        self.me = msgspec.structs.replace(self.me, beats=self.me.beats + 1, is_flushing=self._flushes > 0)
-        self._ledger.run(lambda step: step.put(self.me))
+
+        def beat(step: Step) -> None:
+            self.me = msgspec.structs.replace(self.me, beats=self.me.beats + 1, is_flushing=self._flushes > 0)
+            step.put(self.me)
+
+        self._ledger.run(beat)
+        if began - self._last_beat > self._lease_s * ACT_SHARE:
+            self._seen.clear()  # nobody was watched meanwhile: we were suspended, or the records away from all of us
         self._last_beat = began
         self.watch()
         with self._ledger.locked() as state:

@@ -292,26 +292,101 @@ async def test_a_dead_writer_of_another_machine_is_replaced_when_its_lease_ends(
     assert set(second.side.state.writers) == {second.side.operations.writer}
 
 
-async def test_one_that_was_taken_for_dead_can_neither_commit_nor_delete(start: Start, bucket: MultipartBucket) -> None:
+async def hangs_until_replaced(lab: Lab, other: Lab) -> None:
+    """It beats no more, but its mount goes on: as when a machine was suspended, at the moment when it is back."""
+    (beats,) = [task for task in lab.side._tasks if task.get_name() == "beats"]
+    beats.cancel()
+    number = lab.side.operations.writer
+    await until(other, lambda: number not in other.side.state.writers)
+
+
+async def test_one_that_was_taken_for_dead_is_back_as_another_writer(start: Start, bucket: MultipartBucket) -> None:
     bucket.write("gone", b"old")
     first = await leads(await start(writeback_delay_s=3600.0))
     first.write(b"f", b"acked")
-    file = first.create(b"late")
-    file.write(0, b"never acked")
-    (beats,) = [task for task in first.side._tasks if task.get_name() == "beats"]
-    beats.cancel()  # it hangs, but its mount goes on
-    second = await leads(await start("b", writeback_delay_s=3600.0))
+    first.write(b"large", b"x" * 100_000)
+    late, patched = first.create(b"late"), first.side.open(b"large", writable=True)
+    late.write(0, b"never acked")
+    patched.write(0, b"never acked")
+    reader = first.side.open(b"f", writable=False)
+    second = await start("b", writeback_delay_s=3600.0)
+    await hangs_until_replaced(first, second)
     second.unlink(b"gone")
-    for change in (lambda: first.mkdir(b"d"), file.sync, lambda: first.rename(b"f", b"g")):
-        with pytest.raises(WriterReplaced, match=r"taken for dead"):
-            await asyncio.to_thread(change)
+    second.patch(b"large", 50_000, b"by the other")
     with pytest.raises(WriterReplaced):
         first.side.uploads.require_time()
+    for change in (late.sync, patched.sync, lambda: patched.write(10, b"late"), lambda: patched.truncate(5)):
+        with pytest.raises(OSError, match="another mount") as caught:
+            await asyncio.to_thread(change)
+        assert caught.value.errno == errno.ESTALE
+    # What was written in place and not synced may be there, as on any file system.
+    patched_by_both = b"never acked" + b"x" * 49_989 + b"by the other" + b"x" * 49_988
+    expected: dict[bytes, bytes | str] = {
+        b"f": b"acked", b"late": b"", b"large": patched_by_both,
+    }  # fmt: skip
+    await look(first, second)
+    assert await first.tree() == await second.tree() == expected
+    assert bytes(await first.side.fetch(reader, 0, 10)) == b"acked"
+    for file in (late, patched):
+        with pytest.raises(OSError, match="another mount"):
+            file.release()
+    reader.release()
+    assert first.side.files.buffered_bytes == 0
+    await asyncio.to_thread(first.mkdir, b"d")
+    await asyncio.to_thread(first.write, b"late", b"written again")
+    await asyncio.to_thread(first.patch, b"large", 0, b"again")
+    expected |= {b"d": "<folder>", b"late": b"written again"}
+    expected[b"large"] = b"again" + patched_by_both[5:]
     await look(second)
-    assert await second.tree() == {b"f": b"acked", b"late": b""}
-    await first.crash()
-    await second.side.flush(timeout_s=60)
-    assert bucket.contents() == {"f": b"acked", "late": b""}
+    assert await first.tree() == await second.tree() == expected
+    await first.side.flush(timeout_s=60)
+    assert second.bucket_tree() == expected
+
+
+async def test_a_name_is_changed_at_once_by_one_that_was_taken_for_dead(start: Start) -> None:
+    """Nobody gets an error because a machine slept: only files that were open for writing are lost to it."""
+    first = await leads(await start())
+    first.write(b"f", b"acked")
+    second = await start("b")
+    await hangs_until_replaced(first, second)
+    await asyncio.to_thread(first.rename, b"f", b"g")
+    await look(second)
+    assert await second.tree() == {b"g": b"acked"}
+    assert len(second.side.state.writers) == 2
+
+
+async def test_nobody_is_taken_for_dead_because_mongod_was_away_from_all(start: Start) -> None:
+    first, second = await leads(await start()), await start("b")
+    numbers = {lab.side.operations.writer for lab in (first, second)}
+    for lab in (first, second):
+        writers = lab.side.writers
+        assert writers is not None
+        writers._last_beat -= 10 * LEASE_S  # as if no commit had succeeded for so long
+        writers._seen = {number: (beats, since - 10 * LEASE_S) for number, (beats, since) in writers._seen.items()}
+        await asyncio.to_thread(writers.prove_alive)
+    await look(first, second)
+    assert set(first.side.state.writers) == numbers
+
+
+async def test_one_that_was_away_for_longer_than_removals_are_told_loads_everything(
+    start: Start, new_records: Callable[[], MongoRecords]
+) -> None:
+    first, second = await leads(await start(writeback_delay_s=3600.0)), await start("b", writeback_delay_s=3600.0)
+    for name in (b"gone", b"moved", b"stays"):
+        first.write(name, name)
+    await look(second)
+    assert second.side.freshness is not None
+    for task in second.side._tasks:
+        task.cancel()
+    first.unlink(b"gone")
+    first.rename(b"moved", b"away")
+    forgotten = first.side.records
+    assert isinstance(forgotten, MongoRecords)
+    forgotten._records.delete_many({"removed_at": {"$ne": None}})  # what MongoDB does after a day
+    second.side.ledger._asked_at -= forgotten.changes_kept_s
+    await look(second)
+    assert await second.tree() == await first.tree() == {b"away": b"moved", b"stays": b"stays"}
+    validate(second)
 
 
 async def test_data_in_a_folder_of_another_machine_is_asked_for_by_name(start: Start) -> None:

@@ -114,6 +114,10 @@ class MongoRecords:
     def is_shared(self) -> bool:
         return True
 
+    @property
+    def changes_kept_s(self) -> float:
+        return REMOVED_KEPT_S
+
     def load(self) -> tuple[int, Iterator[Record]]:
         # The sequence is read first: what is committed meanwhile is in the records and once more in changes_since.
         with self._calling("read"):

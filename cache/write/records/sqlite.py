@@ -7,6 +7,7 @@ The log is checkpointed at 64 MiB rather than at SQLite's 4 MiB: small files liv
 are overwritten or freed before they would be copied into the database. Freed pages go back to the file system in steps.
 """
 
+import math
 import os
 import sqlite3
 import threading
@@ -94,6 +95,10 @@ class SqliteRecords:
     @property
     def is_shared(self) -> bool:
         return False
+
+    @property
+    def changes_kept_s(self) -> float:
+        return math.inf
 
     def load(self) -> tuple[int, Iterator[Record]]:
         with self._mutex:

@@ -73,6 +73,11 @@ class Records(Protocol):
         """Whether others may commit too, so that revisions can be stale and `changes_since` is worth asking."""
         ...
 
+    @property
+    def changes_kept_s(self) -> float:
+        """How long after it was committed a removal is told by `changes_since`. Who did not ask for longer has to `load` again."""
+        ...
+
     def load(self) -> tuple[int, Iterator[Record]]:
         """The present sequence and every record there is (at least as new as it; newer ones may be among them)."""
         ...
