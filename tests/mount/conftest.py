@@ -5,12 +5,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
+import pymongo
 import pytest
 
 from forebay.tests.support.command_line import CommandLine, command_line, need_fuse
 from forebay.tests.support.fault_proxy import FaultProxy, fault_proxy
-from forebay.tests.support.servers import S3Server
+from forebay.tests.support.servers import MongoServer, S3Server
+
+SECRET = "word-that-nobody-sees"
 
 
 @dataclass
@@ -56,6 +60,26 @@ def forebay(tmp_path: Path, s3: S3Server, proxy: FaultProxy) -> Iterator[Command
     need_fuse()
     with command_line(tmp_path, {**s3.environment, "AWS_ENDPOINT_URL_S3": proxy.url}) as commands:
         yield commands
+
+
+@pytest.fixture
+def meta_url(mongo: MongoServer, tmp_path: Path) -> Iterator[str]:
+    """A database of its own, with a user and a password in the URL."""
+    database = f"mount-{os.getpid()}-{tmp_path.name}"[:60]
+    with pymongo.MongoClient[dict[str, object]](mongo.url) as client:
+        client[database].command("createUser", "writer", pwd=SECRET, roles=["readWrite"])
+        parts = urlsplit(mongo.url)
+        yield f"mongodb://writer:{SECRET}@{parts.netloc}/{database}?{parts.query}"
+        client[database].command("dropAllUsersFromDatabase")
+        client.drop_database(database)
+
+
+@pytest.fixture
+def shared(forebay: CommandLine, meta_url: str, tmp_path: Path) -> CommandLine:
+    """The command line, with a metadata store and a write tier that every mount reaches."""
+    forebay.environment["FOREBAY_META_URL"] = meta_url
+    forebay.environment["FOREBAY_WRITE_TIER"] = str(tmp_path / "shared-tier")
+    return forebay
 
 
 def content(seed: int, size: int) -> bytes:

@@ -1,40 +1,21 @@
 """Mounts that keep their records in MongoDB: another one takes over, a second one is refused, and no secret is seen."""
 
+import errno
 import os
-from collections.abc import Iterator
+import signal
+import subprocess
+import sys
 from pathlib import Path
-from urllib.parse import urlsplit
 
-import pymongo
 import pytest
 
-from forebay.tests.mount.conftest import Bucket, content, read_tree
+from forebay.tests.mount.conftest import SECRET, Bucket, content, read_tree
 from forebay.tests.mount.test_writing import in_bucket
-from forebay.tests.support.command_line import CommandLine
-from forebay.tests.support.servers import MongoServer
+from forebay.tests.support.command_line import CommandLine, wait_until
 
 MIB = 1024 * 1024
-SECRET = "word-that-nobody-sees"
-
-
-@pytest.fixture
-def meta_url(mongo: MongoServer, tmp_path: Path) -> Iterator[str]:
-    """A database of its own, with a user and a password in the URL."""
-    database = f"mount-{os.getpid()}-{tmp_path.name}"[:60]
-    with pymongo.MongoClient[dict[str, object]](mongo.url) as client:
-        client[database].command("createUser", "writer", pwd=SECRET, roles=["readWrite"])
-        parts = urlsplit(mongo.url)
-        yield f"mongodb://writer:{SECRET}@{parts.netloc}/{database}?{parts.query}"
-        client[database].command("dropAllUsersFromDatabase")
-        client.drop_database(database)
-
-
-@pytest.fixture
-def shared(forebay: CommandLine, meta_url: str, tmp_path: Path) -> CommandLine:
-    """The command line, with a metadata store and a write tier that every mount reaches."""
-    forebay.environment["FOREBAY_META_URL"] = meta_url
-    forebay.environment["FOREBAY_WRITE_TIER"] = str(tmp_path / "shared-tier")
-    return forebay
+# A lease of six seconds.
+SHORT = ("--io-timeout", "4s", "--writeback-delay", "0s")
 
 
 def test_another_machine_finishes_what_a_killed_mount_acked(shared: CommandLine, bucket: Bucket) -> None:
@@ -101,6 +82,54 @@ def test_two_mounts_and_a_reader_see_what_any_of_them_closed(shared: CommandLine
     shared.ok("flush", two, "--timeout", "2m")
     assert in_bucket(bucket) == read_tree(reader) == {**truth, "g": b"goes on"}
     assert shared.status(two)["write"]["writeback_by"] == ""
+
+
+# Has a file open for writing, in a process of its own: else each command that a test starts would close a copy of the descriptor.
+WRITER = """
+import os, sys
+descriptor = os.open(sys.argv[1], os.O_CREAT | os.O_WRONLY)
+os.write(descriptor, b"never acked")
+print("open", flush=True)
+sys.stdin.readline()
+try:
+    os.write(descriptor, b"more")
+    os.fsync(descriptor)
+except OSError as error:
+    print(error.errno, flush=True)
+"""
+
+
+def test_a_mount_that_was_suspended_for_long_goes_on_by_itself(shared: CommandLine, bucket: Bucket) -> None:
+    """Only what it had open for writing is lost to it."""
+    one = shared.mount(bucket.url, *SHORT)
+    two = shared.mount(bucket.url, "--cache-name", "two", *SHORT)
+    (one / "d").mkdir()
+    (one / "d" / "f").write_bytes(b"acked")
+    pid = int(shared.status(one)["pid"])
+    with subprocess.Popen(
+        [sys.executable, "-c", WRITER, str(one / "open")], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as writer:
+        assert writer.stdin is not None
+        assert writer.stdout is not None
+        assert writer.stdout.readline() == "open\n"
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            wait_until(lambda: shared.status(two)["write"]["writeback_by"] == "", "take-over", timeout_s=90)
+            os.rename(two / "d", two / "e")
+            (two / "open").write_bytes(b"written elsewhere")
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        assert (one / "e" / "f").read_bytes() == b"acked"
+        (one / "e" / "g").write_bytes(b"goes on")
+        writer.stdin.write("go on\n")
+        writer.stdin.flush()
+        assert int(writer.stdout.readline()) == errno.ESTALE
+    (one / "open").write_bytes(b"written anew")
+    expected = {"e/f": b"acked", "e/g": b"goes on", "open": b"written anew"}
+    assert read_tree(one) == read_tree(two) == expected
+    shared.ok("flush", one, "--timeout", "2m")
+    assert in_bucket(bucket) == expected
+    assert "goes on as a new writer" in shared.logs()
 
 
 def test_a_wrong_password_and_an_absent_server_are_named_without_it(shared: CommandLine, bucket: Bucket) -> None:

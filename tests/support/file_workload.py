@@ -1,6 +1,6 @@
 """Random work on a folder, announced before and confirmed after each step: `python -m forebay.tests.support.file_workload FOLDER SEED`.
 
-Who kills the file system below it knows from "+ ..." and "=" on stdout what was begun and what was acked. `States` says what may be
+SIGTERM ends it after the step that it takes. Who kills the file system below it knows from "+ ..." and "=" on stdout what was begun and what was acked. `States` says what may be
 there afterwards, and `do` does one step to a folder: the mount, or a local one beside it as reference.
 
 Folders have a list of names of their own, and many renames are of folders: what is below them must follow, marker or not.
@@ -225,8 +225,10 @@ def _write_all(fd: int, data: bytes) -> None:
 def main(root: str, seed: str) -> None:
     rng = random.Random(int(seed))
     model = read_model(Path(root))
+    asked: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, frame: asked.append(number))
     print("ready", flush=True)
-    while True:
+    while not asked:
         words = choose(rng, model)
         print("+", *words, flush=True)
         try:
