@@ -101,6 +101,8 @@ class Ledger:
         self._records = records
         self._lock = threading.RLock()
         self._revisions: dict[bytes, int] = {}
+        # What we removed later than `sequence`: changes that were read before tell of what was there before.
+        self._removed: dict[bytes, int] = {}
         self._sequence = 0
         self._changes_taken = 0
         self._pending: list[Step] = []
@@ -251,7 +253,8 @@ class Ledger:
         )
 
     def _is_news(self, record: Record) -> bool:
-        return record.revision > self._revisions.get(record.key, ABSENT)
+        known = self._revisions.get(record.key, ABSENT)
+        return record.revision > max(known, self._removed.get(record.key, ABSENT))
 
     def _take_in_locked(self, changes: Changes) -> bool:
         news = [
@@ -273,6 +276,7 @@ class Ledger:
             self.on_taken(record.key, old[record.key], entry)
         self._changes_taken += len(news)
         self._sequence = max(self._sequence, changes.sequence)
+        self._removed = {key: revision for key, revision in self._removed.items() if revision > self._sequence}
         return bool(news)
 
     def inline(self, name: str) -> bytes | None:
@@ -341,6 +345,8 @@ class Ledger:
                 for change in batch.changes:
                     if change.body is None:
                         self._revisions.pop(change.key, None)
+                        if self._records.is_shared:
+                            self._removed[change.key] = revision
                     else:
                         self._revisions[change.key] = revision
                 self._recent_inline.put(batch.put_inline)

@@ -13,6 +13,7 @@ import msgspec
 import pytest
 
 from forebay.cache.write.records.mongo import MongoRecords
+from forebay.cache.write.records.store import Changes
 from forebay.cache.write.sending import Sender
 from forebay.errors import OpenElsewhere, UsageError, WriterReplaced
 from forebay.tests.support.multipart_bucket import MultipartBucket
@@ -275,6 +276,30 @@ async def test_bytes_that_change_under_an_upload_elsewhere_are_not_published(
     file.release()
     await flushing
     assert bucket.contents() == {"f": b"x" * 50_000 + b"y" * 10 + b"x" * 49_990}
+
+
+async def test_changes_that_were_read_before_a_removal_of_ours_do_not_bring_it_back(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = await leads(await start("a", writeback_delay_s=3600.0)), await start("b")
+    for task in [*first.side._tasks, *second.side._tasks]:
+        task.cancel()
+    second.write(b"other", b"so that what follows is not all that the first one knows")
+    first.write(b"f", b"f")
+    records = first.side.records
+    read = records.changes_since
+
+    def read_and_dally(sequence: int) -> Changes:
+        found = read(sequence)
+        monkeypatch.undo()
+        first.rename(b"f", b"g")
+        return found
+
+    monkeypatch.setattr(records, "changes_since", read_and_dally)
+    first.side.ledger.take_in()
+    validate(first)
+    await look(first, second)
+    assert set(await first.tree()) == set(await second.tree()) == {b"g", b"other"}
 
 
 async def test_a_dead_writer_of_another_machine_is_replaced_when_its_lease_ends(start: Start) -> None:
