@@ -198,6 +198,19 @@ class LiveView:
             self._table.lookups[folder.ino] += 1
             return folder.ino
 
+    def held(self, parent: int, name: bytes) -> int:
+        """The inode that the kernel holds of a name in a folder; 0 if there is none."""
+        with self._lock:
+            folder = self._folder_at(parent)
+            if folder is None:
+                return NO_INO
+            if (child := folder.folders.get(name)) is not None:
+                return child.ino
+            if (loose := folder.loose.get(name, NO_INO)) or folder.slot is None:
+                return loose
+            row = folder.slot.listing.files.find(name)
+            return folder.slot.inos[row] if row >= 0 else NO_INO
+
     def prefix_of(self, ino: int) -> bytes:
         """The key prefix of a folder inode."""
         with self._lock:

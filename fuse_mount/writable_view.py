@@ -269,6 +269,18 @@ class WritableView:
                 self._node_of[ino] = node_id
                 self._ino_of[node_id] = ino
 
+    def match_child(self, parent: int, name: bytes) -> None:
+        """Before a name is moved: if it has a node that the kernel still knows by the live view's inode, that inode is the node's.
+
+        Nodes of folders come about without the kernel asking for them, because of what is written below; under the new name nobody
+        could tell that they belong together.
+        """
+        with self._lock:
+            folder = self._folder(parent)
+            child = self._state.child(folder.id, name) if folder is not None else None
+            if folder is not None and child is not None and folder.lower is not None and child.id not in self._ino_of:
+                self.adopt(self.live.held(self._live_folder(parent, folder), name), child.id)
+
     def _put_back(self, node_id: int) -> None:
         """A node is gone because nothing was changed: its inode is that of the live view again."""
         with self._lock:

@@ -362,7 +362,9 @@ class Writing:
             def new() -> bytes:
                 return self._path(new_parent, new_name)
 
+            self.view.match_child(parent, name)
             if flags & RenameFlag.EXCHANGE:
+                self.view.match_child(new_parent, new_name)
                 self.side.exchange(old, new, *shown)
                 self._adopt_at(inos[1], old())
             else:

@@ -179,6 +179,24 @@ def test_a_folder_that_was_listed_before_it_was_renamed(mount_it: MountIt, bucke
     assert sorted(os.listdir(mount.path)) == ["new"]
 
 
+def test_a_listed_folder_in_which_something_was_written_before_it_was_renamed(
+    mount_it: MountIt, bucket: MultipartBucket
+) -> None:
+    """It got a node that the kernel had not asked for."""
+    for key in ("x/y/f", "x/g", "z/y/f"):
+        bucket.write(key, b"listed")
+    mount = mount_it()
+    for _ in os.walk(mount.path):
+        pass
+    (mount.path / "x" / "g").write_bytes(b"written")
+    os.rename(mount.path / "x", mount.path / "z" / "d")
+    (mount.path / "z" / "d" / "y" / "new").mkdir()
+    (mount.path / "z" / "d" / "y" / "f").unlink()
+    assert (mount.path / "z" / "d" / "g").read_bytes() == b"written"
+    mount.flush()
+    assert sorted(key for key in bucket.contents() if not key.endswith("/")) == ["z/d/g", "z/y/f"]
+
+
 def test_unlinked_while_open(mount_it: MountIt, bucket: MultipartBucket) -> None:
     bucket.write("listed", b"listed")
     mount = mount_it()
