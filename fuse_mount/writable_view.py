@@ -268,6 +268,8 @@ class WritableView:
                 self._drop(ino)
                 self._node_of[ino] = node_id
                 self._ino_of[node_id] = ino
+                if (tree := self._state.by_id.get(node_id)) is not None:
+                    self._last[ino] = tree
 
     def match_child(self, parent: int, name: bytes) -> None:
         """Before a name is moved: if it has a node that the kernel still knows by the live view's inode, that inode is the node's.

@@ -197,6 +197,18 @@ def test_a_listed_folder_in_which_something_was_written_before_it_was_renamed(
     assert sorted(key for key in bucket.contents() if not key.endswith("/")) == ["z/d/g", "z/y/f"]
 
 
+def test_a_listed_file_that_is_written_to_after_its_name_is_gone(mount_it: MountIt, bucket: MultipartBucket) -> None:
+    bucket.write("f", b"listed")
+    mount = mount_it()
+    with (mount.path / "f").open("r+b", buffering=0) as file:
+        (mount.path / "f").unlink()
+        file.seek(0, os.SEEK_END)
+        file.write(b"more" * 50_000)
+        assert os.fstat(file.fileno()).st_size == 200_006
+        assert os.pread(file.fileno(), 10, 0) == b"listedmore"
+    until(lambda: bucket.contents() == {}, "the object goes when it is closed")
+
+
 def test_unlinked_while_open(mount_it: MountIt, bucket: MultipartBucket) -> None:
     bucket.write("listed", b"listed")
     mount = mount_it()
