@@ -181,8 +181,8 @@ class Deletions:
         """Show what is there: the whiteout goes too, if there is one for exactly this key."""
         state = self.ledger.state
         self._gone(step, doomed)
-        if not doomed.key.startswith(state.prefix):
-            return
+        if not doomed.key.startswith(state.prefix) or state.doomed_below[doomed.key.rstrip(b"/") + b"/"]:
+            return  # of a folder: what is still to be deleted in it stays hidden
         folder_path, _, name = doomed.key[len(state.prefix) :].rstrip(b"/").rpartition(b"/")
         folder = state.resolve(folder_path)
         if isinstance(folder, Node) and state.key_of(folder) == folder.lower:

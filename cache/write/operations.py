@@ -395,6 +395,8 @@ class Operations:
 
     def doom(self, step: Step, state: State, key: bytes, etag: str, *, recheck: bool = False) -> None:
         """Have an object deleted, in place of what was to be deleted under the key; what was sent for that may still arrive."""
+        if key.endswith(b"/"):
+            etag = EMPTY  # markers are all alike, and SeaweedFS gives the same one another etag while keys are below it
         known = state.doomed.get(key)
         sends = 0 if known is None else known.sends
         step.put(Doomed(key, etag, self.now_ns(), recheck=recheck, writer=self.writer, sends=sends))

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from forebay.cache.write.nodes import EMPTY
 from forebay.tests.support.folder_bucket import FolderBucket
 from forebay.tests.support.multipart_bucket import Fault, MultipartBucket
 from forebay.tests.support.write_lab import Lab
@@ -147,6 +148,34 @@ async def test_a_marker_that_was_overwritten_by_the_first_key_below_it_is_sent_o
     lab.rmdir(b"x/y")
     await lab.side.flush(timeout_s=60)
     assert lab.bucket.contents() == {"x/": b""}
+    await lab.end()
+
+
+async def test_a_folder_removed_while_its_marker_was_put_stays_hidden(tmp_path: Path) -> None:
+    """Its marker may have another etag by then; that is no reason to show what is still to be deleted in it."""
+    bucket = SlowPuts()
+    bucket.may_go.set()
+    lab = await Lab.start(tmp_path, bucket)
+    lab.mkdir(b"x")
+    lab.write(b"x/f", b"1")
+    await lab.side.flush(timeout_s=60)
+    bucket.may_go.clear()
+    begun = bucket.calls["begun"]
+    lab.side.set_attributes(b"x", mode=0o700)
+    await until(lambda: bucket.calls["begun"] > begun)
+    reader = lab.side.open(b"x/f", writable=False)  # so that its object stays for now
+    lab.unlink(b"x/f")
+    lab.rmdir(b"x")
+    bucket.fault = lambda kind, key: Fault.HOLD if kind == "delete" else None
+    bucket.may_go.set()
+    await until(lambda: not lab.side.state.attempts)
+    assert lab.side.state.doomed[b"x/"].etag == EMPTY
+    await a_while(lab)
+    assert await lab.tree() == {}
+    bucket.released.set()
+    reader.release()
+    await lab.side.flush(timeout_s=60)
+    assert bucket.objects == {}
     await lab.end()
 
 
