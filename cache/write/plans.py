@@ -52,7 +52,7 @@ def in_ring(state: State, node_id: int) -> Node | None:
     if key is None:
         return None
     direct = (state.base_users.get(key, set()) | state.moved_from_above(key)) - {node_id}
-    first = next((state.by_id[one] for one in direct if state.by_id[one].base is not None), None)
+    first = next((state.by_id[one] for one in direct), None)
     if first is None:
         return None
     seen: set[int] = set()

@@ -222,7 +222,16 @@ class Uploads:
             waiter = in_ring(state, node_id)
             waiting = state.by_id.get(node_id)
             key = state.key_of(waiting) if waiting is not None else None
-            if waiter is None or waiter.base is None:
+            in_the_way = (
+                waiter is not None and waiter.remote is not None and (key or b"").startswith(waiter.remote.key + b"/")
+            )
+        if waiter is None:
+            return
+        if in_the_way and waiter.is_dirty and (waiter.base is None or waiter.base != waiter.remote):
+            await self.ledger.run_async(lambda step: self._free_former_name(step, waiter.id, key or b""))
+            return
+        with self.ledger.locked() as state:
+            if waiter.base is None:
                 return
             aside = state.prefix + EXCHANGE + secrets.token_hex(8).encode()
             self.busy_keys.add(aside)
@@ -251,6 +260,13 @@ class Uploads:
                 await asyncio.to_thread(draft.rebase)
         finally:
             self.busy_keys.discard(aside)
+
+    def _free_former_name(self, step: Step, node_id: int, key: bytes) -> None:
+        """Have the object of a file's former name deleted at once, where the file is durable without it and it hinders `key`."""
+        node = self.ledger.state.by_id.get(node_id)
+        if node is not None and node.is_dirty and node.remote is not None and key.startswith(node.remote.key + b"/"):
+            self.operations.doom(step, self.ledger.state, node.remote.key, node.remote.etag)
+            step.put(msgspec.structs.replace(node, remote=None))
 
     # --- Sending. ----------------------------------------------------------------------------------------
 

@@ -243,8 +243,8 @@ class Folder:
 
 
 def _write_all(fd: int, data: bytes, offset: int | None) -> None:
-    """In several requests; at the end of the file (O_APPEND) without an offset."""
-    for start in range(0, len(data), 300_000):
+    """In several requests, one if there is nothing to write; at the end of the file (O_APPEND) without an offset."""
+    for start in range(0, max(len(data), 1), 300_000):
         piece = data[start : start + 300_000]
         written = os.write(fd, piece) if offset is None else os.pwrite(fd, piece, offset + start)
         assert written == len(piece)
@@ -298,12 +298,12 @@ class Twins:
     def do(self, operation: Operation) -> None:
         """Raises AssertionError if the answers differ."""
         self.history.append(str(operation))
-        before = self._inode(operation)
+        before, emptied = self._inode(operation), self._emptied(operation)
         expected = self.local.do(operation)
         found = self.mount.do(operation)
         assert found == expected, f"{operation}: the mount says {found!r}, the local folder {expected!r}"
         if not isinstance(expected, tuple) or expected[0] != "errno":
-            self._note(operation, before)
+            self._note(operation, before, emptied)
 
     def close_all(self) -> None:
         """Close every handle, in order."""
@@ -401,9 +401,18 @@ class Twins:
             return None  # it is not there (yet)
         return None
 
-    def _note(self, operation: Operation, inode: int | None) -> None:
+    def _emptied(self, operation: Operation) -> bytes | None:
+        """What a file holds that an open is about to empty: that is durable until the new content is."""
+        if operation.name != "open" or not operation.arguments[2] & os.O_TRUNC:
+            return None
+        try:
+            return Path(os.fsdecode(self.local.path(operation.arguments[1]))).read_bytes()
+        except OSError:
+            return None
+
+    def _note(self, operation: Operation, inode: int | None, emptied: bytes | None) -> None:
         if operation.name == "open":
-            self._note_open(operation, inode)
+            self._note_open(operation, inode, emptied)
         elif inode in self._unsynced and operation.name in _UNSYNCED_WRITES:
             self._unsynced[inode].held.append(self._content(operation.arguments[0]))
         elif inode in self._unsynced:
@@ -412,7 +421,7 @@ class Twins:
                 if os.fstat(fd).st_ino == inode and _is_writable(fd):
                     self._unsynced[inode] = _Unsynced([self._content(handle)], may_vanish=False)
 
-    def _note_open(self, operation: Operation, inode: int | None) -> None:
+    def _note_open(self, operation: Operation, inode: int | None, emptied: bytes | None) -> None:
         handle, _, flags = operation.arguments
         fd = self.local.handles[handle]
         if not flags & os.O_ACCMODE:
@@ -420,7 +429,7 @@ class Twins:
         now = os.fstat(fd).st_ino
         known = self._unsynced.get(now)
         if known is None:
-            known = self._unsynced[now] = _Unsynced([], may_vanish=inode is None)
+            known = self._unsynced[now] = _Unsynced([] if emptied is None else [emptied], may_vanish=inode is None)
         known.held.append(self._content(handle))
 
     def _content(self, handle: int) -> bytes:
