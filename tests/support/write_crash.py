@@ -78,11 +78,14 @@ def brief(model: Model) -> dict[str, str]:
 
 
 def in_bucket(s3: S3Server, bucket: str) -> Model:
+    """What somebody sees who has only the bucket: a folder with something in it needs no marker (and SeaweedFS may have lost it)."""
     client = s3.client()
     found: Model = {}
     for page in client.get_paginator("list_objects_v2").paginate(Bucket=bucket):
         for item in page.get("Contents", []):
             key = item["Key"]
+            parts = key.rstrip("/").split("/")
+            found.update({"/".join(parts[:depth]): FOLDER for depth in range(1, len(parts))})
             body = client.get_object(Bucket=bucket, Key=key)["Body"].read()
             found[key.rstrip("/")] = FOLDER if key.endswith("/") else body
     return found

@@ -159,7 +159,7 @@ async def test_a_store_that_is_a_file_system_inside_is_no_obstacle(s3: S3Server,
         with pytest.raises(Incomplete, match=r"is-a-folder"):
             await side.flush(timeout_s=1.0)
         expected: Model = {"implicit": FOLDER, "was-a-folder": b"a file", "was-a-tree": b"a file"}
-        assert brief(in_bucket(s3, bucket)) == brief({**expected, "is-a-folder/f": b"theirs"})
+        assert brief(in_bucket(s3, bucket)) == brief({**expected, "is-a-folder": FOLDER, "is-a-folder/f": b"theirs"})
         client.delete_object(Bucket=bucket, Key="is-a-folder/f")
         await side.flush(timeout_s=120)
         assert brief(in_bucket(s3, bucket)) == brief({**expected, "is-a-folder": b"a file"})
