@@ -46,7 +46,7 @@ def expected_at(state: State, node: Node, key: bytes) -> str | None:
 
 
 def in_ring(state: State, node_id: int) -> Node | None:
-    """A node with a base that `node_id` waits for, if following who waits for whom from there leads back."""
+    """A node that `node_id` waits for, if following who waits for whom from there leads back."""
     node = state.by_id.get(node_id)
     key = state.key_of(node) if node is not None else None
     if key is None:

@@ -1,24 +1,11 @@
 """What a file is based on changes under it: objects of the same etag again, and names that wait for each other in a ring."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from pathlib import Path
-
-import pytest
 
 from forebay.cache.write.operations import Attributes
-from forebay.tests.support.multipart_bucket import MultipartBucket
 from forebay.tests.support.write_lab import FOLDER, Lab
 
 SIZE = 100_000
-
-
-@pytest.fixture
-async def lab(tmp_path: Path) -> AsyncIterator[Lab]:
-    lab = await Lab.start(tmp_path / "tier", MultipartBucket())
-    yield lab
-    lab.side.state.validate()
-    await lab.side.close()
 
 
 async def settled(lab: Lab) -> None:

@@ -1,27 +1,16 @@
 """Files written in thousands of places: bounded in pieces, right in content."""
 
 import random
-from collections.abc import AsyncIterator
-from pathlib import Path
 
 import pytest
 
 from forebay.cache.write.drafts import MAX_EXTENTS
 from forebay.cache.write.open_files import OpenFile
 from forebay.errors import ForebayError
-from forebay.tests.support.multipart_bucket import MultipartBucket
 from forebay.tests.support.write_lab import Lab
 
 PAGE_BYTES = 4096
 PAGES = 12_000
-
-
-@pytest.fixture
-async def lab(tmp_path: Path) -> AsyncIterator[Lab]:
-    lab = await Lab.start(tmp_path / "tier", MultipartBucket())
-    yield lab
-    lab.side.state.validate()
-    await lab.side.close()
 
 
 async def scatter(lab: Lab, file: OpenFile, model: bytearray, pages: int) -> int:

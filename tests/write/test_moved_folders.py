@@ -1,7 +1,7 @@
 """Folders renamed while what is in them is uploaded, and old names taken into use again: nothing is seen twice, nothing comes back."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,14 +10,6 @@ from forebay.cache.write.nodes import Node
 from forebay.cache.write.object_metadata import TAG
 from forebay.tests.support.multipart_bucket import Fault, MultipartBucket, Stored, etag_of
 from forebay.tests.support.write_lab import FOLDER, Lab
-
-
-@pytest.fixture
-async def lab(tmp_path: Path) -> AsyncIterator[Lab]:
-    lab = await Lab.start(tmp_path / "tier", MultipartBucket())
-    yield lab
-    lab.side.state.validate()
-    await lab.side.close()
 
 
 async def until(condition: Callable[[], bool], timeout_s: float = 60.0) -> None:

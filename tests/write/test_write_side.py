@@ -2,7 +2,7 @@
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +14,6 @@ from forebay.tests.support.multipart_bucket import Fault, MultipartBucket
 from forebay.tests.support.write_lab import FOLDER, PLAIN, Lab
 
 MIB = 1024 * 1024
-
-
-@pytest.fixture
-async def lab(tmp_path: Path) -> AsyncIterator[Lab]:
-    lab = await Lab.start(tmp_path / "tier", MultipartBucket())
-    yield lab
-    lab.side.state.validate()
-    await lab.side.close()
 
 
 async def restarted(lab: Lab, **options: Any) -> Lab:
