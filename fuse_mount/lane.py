@@ -28,6 +28,7 @@ from ..tiers.understore import Buffer
 from .boundary import Boundary
 from .options import MountOptions
 from .readonly import Handler, Reply
+from .turns import PATIENCE_S, Postponed, Turns
 from .wire import (
     HEADER_BYTES,
     IN_HEADER,
@@ -80,11 +81,14 @@ class Handlers(Protocol):
     max_write_bytes: int
     extra_flags: InitFlag
     open_without_asking: bool
+    turns: Turns
 
     @property
     def handlers(self) -> dict[int, Handler]: ...
     @property
     def undelivered(self) -> dict[int, Callable[[memoryview], None]]: ...
+    def read_in_turn(self, ino: int, offset: int, size: int) -> Reply | Coroutine[Any, Any, Reply]: ...
+    def read_elsewhere(self, ino: int, offset: int, size: int) -> Coroutine[Any, Any, Reply]: ...
     def gauges(self) -> Mapping[str, int]: ...
     def close(self) -> None: ...
 
@@ -115,6 +119,8 @@ class Lane:
         self._table = handlers.handlers
         self._table.update({Op.INIT: self._init, Op.INTERRUPT: self._interrupt, Op.DESTROY: lambda ino, request: b""})
         self._undelivered = handlers.undelivered
+        self._turns = handlers.turns
+        self._watches = False
         self._loop = asyncio.get_running_loop()
         self._slots = asyncio.Semaphore(options.max_inflight)
         self._waiting: dict[int, _Waiting] = {}
@@ -140,6 +146,7 @@ class Lane:
 
     async def close(self) -> None:
         """After `ended`: cancel what still waits, and close the device. Replies go nowhere any more."""
+        self._turns.clear()
         tasks = [waiting.task for waiting in self._waiting.values() if waiting.task is not None]
         self.give_up()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -158,7 +165,7 @@ class Lane:
             self._cancel(waiting)
 
     def gauges(self) -> dict[str, int]:
-        return {"requests_waiting": len(self._waiting), "requests": sum(self._served)}
+        return {"requests_waiting": len(self._waiting) + len(self._turns), "requests": sum(self._served)}
 
     def invalidate_entry(self, parent: int, name: bytes) -> None:
         """Make the kernel forget a name. Raises OSError, but not if the kernel does not know it.
@@ -191,9 +198,11 @@ class Lane:
         buffer = bytearray(max(MIN_READ_BUFFER_BYTES, self._handlers.max_write_bytes + PAGE_BYTES))
         memory = memoryview(buffer)
         device, into = self._device, (buffer,)
-        readv, route, table = os.readv, IN_ROUTE.unpack_from, self._table
+        readv, route, table, turns = os.readv, IN_ROUTE.unpack_from, self._table, self._turns
         failures = 0
         while True:
+            while (postponed := turns.next()) is not None:
+                self._read_in_turn(*postponed)
             try:
                 length = readv(device, into)
             except OSError as error:
@@ -227,13 +236,41 @@ class Lane:
                 if operation not in (Op.FORGET, Op.BATCH_FORGET, Op.INTERRUPT):
                     self._reply(unique, operation, ino, code)
                 continue
-            if reply is None:
-                continue
-            if isinstance(reply, CoroutineType):
-                self._wait_for(_Waiting(unique, operation, ino, reply))
-            else:
-                self._reply(unique, operation, ino, reply)  # type: ignore[arg-type]  # every coroutine is of that type
+            if isinstance(reply, Postponed):
+                self._postpone(unique, reply)
+            elif reply is not None:
+                self._settle(unique, operation, ino, reply)
                 reply = None  # its buffer is used again for the next, if nobody has it any more
+
+    def _settle(self, unique: int, operation: int, ino: int, reply: Reply | Coroutine[Any, Any, Reply]) -> None:
+        """Answer with what a handler has, or let its coroutine do so. Any thread."""
+        if isinstance(reply, CoroutineType):
+            self._wait_for(_Waiting(unique, operation, ino, reply))
+        else:
+            self._reply(unique, operation, ino, reply)  # type: ignore[arg-type]  # every coroutine is of that type
+
+    def _read_in_turn(self, unique: int, read: Postponed) -> None:
+        try:
+            reply = self._handlers.read_in_turn(*read)
+        except Exception as error:
+            reply = self._boundary.errno_of(error, "read", read.ino)
+        self._settle(unique, Op.READ, read.ino, reply)
+
+    def _postpone(self, unique: int, read: Postponed) -> None:
+        self._turns.postpone(unique, read)
+        if not self._watches:
+            self._watches = True
+            self._call_loop(self._loop.call_later, PATIENCE_S, self._watch)
+
+    def _watch(self) -> None:
+        """Let no read wait for its turn too long."""
+        for unique, read in self._turns.overdue():
+            self._settle(unique, Op.READ, read.ino, self._handlers.read_elsewhere(*read))
+        self._watches = False
+        # Looked at last: who postpones a read now sees that nobody watches.
+        if self._turns:
+            self._watches = True
+            self._loop.call_later(PATIENCE_S, self._watch)
 
     def _reply(self, unique: int, operation: int, ino: int, reply: Reply) -> None:
         """Answer a request: an errno if int, else data. Any thread. Never raises, never leaves it unanswered."""

@@ -27,9 +27,9 @@ class MountOptions:
     uid: int = field(default_factory=os.getuid)
     gid: int = field(default_factory=os.getgid)
     umask: int = 0o022
-    read_ahead_bytes: int = 2 * 1024 * 1024
+    read_ahead_bytes: int = 16 * 1024 * 1024
     io_timeout_s: float | None = None
-    lane_threads: int = 4
+    lane_threads: int = 8
     max_inflight: int = 256
     max_waiting: int = 16384
     ready_timeout_s: float = 30.0

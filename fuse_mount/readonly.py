@@ -1,8 +1,8 @@
 """Requests of the wire, answered from a read-only view: one method per operation, and the table that names them.
 
 A handler gets the inode and the whole request, and answers at once with bytes, an errno (positive int), `None` (no reply is
-due), or a coroutine where it must wait: the lane hands that to the event loop. It may raise anything; the boundary
-translates. The request's memory is reused as soon as a handler returns, so what a coroutine needs is copied out first.
+due), a coroutine where it must wait (the lane hands that to the event loop), or `Postponed` for a read whose turn has not
+come. It may raise anything; the boundary translates. The request's memory is reused as soon as a handler returns, so what a coroutine needs is copied out first.
 
 A writable mount extends the table (`handlers`) with more operations and replaces OPEN, RELEASE, FLUSH and FSYNC; what
 counts a lookup must also be in `undelivered`. Its `Kit` is given to `mount`.
@@ -10,7 +10,6 @@ counts a lookup must also be in `undelivered`. Its `Kit` is given to `mount`.
 
 import errno
 import itertools
-from collections import deque
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, TypeAlias
 
@@ -18,6 +17,7 @@ from ..tiers.understore import Buffer
 from .attributes import BLOCK_BYTES, Appearance, FileSystemTotals, absent_entry
 from .open_directory import OpenDirectory
 from .parts import Parts
+from .turns import Postponed, Turns
 from .view import Absent, Node
 from .wire import (
     ENTRY_NODEID,
@@ -39,7 +39,7 @@ from .wire import (
 
 # Data, or a positive errno.
 Reply: TypeAlias = Buffer | int
-Handler: TypeAlias = Callable[[int, memoryview], Reply | Coroutine[Any, Any, Reply] | None]
+Handler: TypeAlias = Callable[[int, memoryview], Reply | Coroutine[Any, Any, Reply] | Postponed | None]
 
 _WRITING = (
     Op.SETATTR, Op.SYMLINK, Op.MKNOD, Op.MKDIR, Op.UNLINK, Op.RMDIR, Op.RENAME, Op.RENAME2, Op.LINK, Op.WRITE, Op.CREATE,
@@ -66,9 +66,7 @@ class ReadOnlyHandlers:
         # Large folders that are being listed without attributes, by inode: a lookup in one of them changes that.
         self._by_name_only: dict[int, OpenDirectory] = {}
         self._handle_numbers = itertools.count(1)
-        # A thread that reads may be held up by a slow or dying disk, so one is kept free of that: it takes what the others
-        # cannot, and hands reads to the event loop. Taking a turn from a deque is atomic.
-        self._reading_turns = deque(range(max(parts.options.lane_threads - 1, 1)))
+        self.turns = Turns(max(parts.options.lane_threads - 1, 1))
         self._absent = absent_entry(view.negative_ttl_s)
         listing_kept = OpenFlag.CACHE_DIR if view.negative_ttl_s == float("inf") else 0
         self._directory_flags = int(OpenFlag.KEEP_CACHE | listing_kept)
@@ -166,17 +164,23 @@ class ReadOnlyHandlers:
     def release(self, ino: int, request: memoryview) -> Reply:
         return b""
 
-    def read(self, ino: int, request: memoryview) -> Reply | Coroutine[Any, Any, Reply]:
+    def read(self, ino: int, request: memoryview) -> Reply | Coroutine[Any, Any, Reply] | Postponed:
         _, offset, size = READ_IN.unpack_from(request, HEADER_BYTES)
-        try:
-            turn = self._reading_turns.pop()
-        except IndexError:
-            return self.reads.later(ino, offset, size)
+        if not self.turns.take():
+            return Postponed(ino, offset, size)
+        return self.read_in_turn(ino, offset, size)
+
+    def read_in_turn(self, ino: int, offset: int, size: int) -> Reply | Coroutine[Any, Any, Reply]:
+        """A read for which a turn was taken; it is given back."""
         try:
             data = self.reads.now(ino, offset, size)
         finally:
-            self._reading_turns.append(turn)
+            self.turns.give_back()
         return self.reads.later(ino, offset, size) if data is None else data
+
+    def read_elsewhere(self, ino: int, offset: int, size: int) -> Coroutine[Any, Any, Reply]:
+        """A read for which there is no turn."""
+        return self.reads.later(ino, offset, size)
 
     # --- folders ----------------------------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ from ..cache.write.operations import Attributes
 from ..tiers.understore import Buffer
 from .parts import Parts
 from .readonly import Handler, ReadOnlyHandlers, Reply
+from .turns import Postponed
 from .wire import (
     CREATE_IN,
     ENTRY_OUT,
@@ -109,7 +110,7 @@ class WritableHandlers(ReadOnlyHandlers):
         answer = self.writing.create(parent, name, self._attributes_of(request, mode))
         return _then(answer, lambda made: self.appearance.entry(made[0]) + self._open_out(made[1]))
 
-    def read(self, ino: int, request: memoryview) -> Reply | Coroutine[Any, Any, Reply]:
+    def read(self, ino: int, request: memoryview) -> Reply | Coroutine[Any, Any, Reply] | Postponed:
         handle, offset, size = READ_IN.unpack_from(request, HEADER_BYTES)
         if self.writing.reads_plainly(handle, ino):
             return super().read(ino, request)

@@ -11,18 +11,25 @@ Grains are small because of random reads: verifying 4 KiB by a checksum of 32 Ki
 114 µs instead of 57. Eight times as many checksums cost 40 µs more for a megabyte.
 """
 
+import functools
 import struct
 
+import numpy as np
 import xxhash
+from numpy.typing import NDArray
 
 from ..understore import Buffer
-from ..version import CHUNK_BYTES
+from ..version import BLOCK_BYTES, CHUNK_BYTES
 
 MASK64 = (1 << 64) - 1
 # Odd constant of the golden ratio: consecutive indexes give seeds that differ in about half of their bits.
 STEP = 0x9E3779B97F4A7C15
+# Up to so many pieces a loop is quicker than preparing what needs none.
+_FEW_PIECES = 8
 
-piece_hash = xxhash.xxh3_64_intdigest
+_hash = xxhash.xxh3_64_intdigest
+_digest = xxhash.xxh3_64_digest
+_pack = struct.Struct("<Q").pack
 
 
 def seed_of(digest: bytes) -> int:
@@ -30,21 +37,32 @@ def seed_of(digest: bytes) -> int:
     return int.from_bytes(digest[:8], "little")
 
 
-def piece_sums(seed: int, first: int, data: Buffer, piece_bytes: int = CHUNK_BYTES) -> list[int]:
-    """Checksums of the pieces in `data`, which starts at piece `first`; the last one may be short."""
+def piece_sums(seed: int, first: int, data: Buffer, piece_bytes: int = CHUNK_BYTES) -> bytes:
+    """Checksums of the pieces in `data`, which starts at piece `first`, as they stand in a map or a frame: 8 bytes each,
+    little-endian. The last piece may be short."""
     size = len(data)
     if size <= piece_bytes:
-        return [piece_hash(data, (seed + first * STEP) & MASK64) or 1] if size else []
+        return _pack(_hash(data, (seed + first * STEP) & MASK64) or 1) if size else b""
     view = memoryview(data)
-    return [
-        piece_hash(view[start : start + piece_bytes], (seed + (first + i) * STEP) & MASK64) or 1
-        for i, start in enumerate(range(0, size, piece_bytes))
-    ]
+    count = -(-size // piece_bytes)
+    if count <= _FEW_PIECES:
+        return b"".join(
+            _pack(_hash(view[i * piece_bytes : (i + 1) * piece_bytes], (seed + (first + i) * STEP) & MASK64) or 1)
+            for i in range(count)
+        )
+    # A read of a megabyte has 256 pieces. Without a step of Python for each this takes 43 µs, with one 114.
+    cuts, steps = _cuts_and_steps(piece_bytes, max(BLOCK_BYTES // piece_bytes, count))
+    seeds = (steps[:count] + np.uint64((seed + first * STEP) & MASK64)).tolist()
+    sums = np.frombuffer(b"".join(map(_digest, map(view.__getitem__, cuts), seeds)), ">u8").astype("<u8")
+    np.maximum(sums, 1, out=sums)
+    return sums.tobytes()
 
 
-def pack_sums(sums: list[int]) -> bytes:
-    """As they stand in a map or a frame: 8 bytes each, little-endian."""
-    return struct.pack(f"<{len(sums)}Q", *sums)
+@functools.lru_cache(maxsize=4)
+def _cuts_and_steps(piece_bytes: int, count: int) -> tuple[tuple[slice, ...], NDArray[np.uint64]]:
+    """Where each of `count` pieces is in their data, and what its place adds to the seed."""
+    cuts = tuple(slice(i * piece_bytes, (i + 1) * piece_bytes) for i in range(count))
+    return cuts, np.arange(count, dtype=np.uint64) * np.uint64(STEP)
 
 
 def header_sum(data: Buffer) -> int:

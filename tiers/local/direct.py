@@ -15,12 +15,12 @@ nobody. Small reads stay with the page cache: there the neighbours of what was r
 
 import ctypes
 import errno
-import mmap
 import os
 import threading
 import time
 from pathlib import Path
 
+from ..memory import HugeMemory
 from ..version import BLOCK_BYTES
 from .files import OpenFile
 from .read_buffers import BUFFER_BYTES, ReadBuffers
@@ -56,8 +56,8 @@ class DirectWrites:
             self._writes_until_retry -= 1
             if self._writes_until_retry > 0:
                 return 0
-        buffer = self._buffer()
-        buffer[:size] = data[:size]
+        aligned = self._buffer().view()[:size]
+        aligned[:] = data[:size]
         try:
             # Another open file on the very same inode, whatever its path is now.
             fd = os.open(f"/proc/self/fd/{file.fd}", os.O_WRONLY | os.O_DIRECT | os.O_CLOEXEC)
@@ -66,8 +66,7 @@ class DirectWrites:
             return 0
         started_s = time.monotonic()
         try:
-            with memoryview(buffer) as view, view[:size] as aligned:
-                written = os.pwrite(fd, aligned, offset)
+            written = os.pwrite(fd, aligned, offset)
         except OSError as error:
             if error.errno not in NOT_POSSIBLE:
                 raise
@@ -78,11 +77,10 @@ class DirectWrites:
         self._learn(written, time.monotonic() - started_s)
         return written
 
-    def _buffer(self) -> mmap.mmap:
-        buffer: mmap.mmap | None = getattr(self._buffers, "block", None)
+    def _buffer(self) -> HugeMemory:
+        buffer: HugeMemory | None = getattr(self._buffers, "block", None)
         if buffer is None:
-            # Anonymous memory begins at a page. It goes with its thread.
-            self._buffers.block = buffer = mmap.mmap(-1, BLOCK_BYTES)
+            self._buffers.block = buffer = HugeMemory(BLOCK_BYTES)  # it goes with its thread
         return buffer
 
     def _learn(self, written: int, elapsed_s: float) -> None:

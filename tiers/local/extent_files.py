@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from ..understore import Buffer
 from ..version import BLOCK_BYTES, CHUNK_BYTES, DIGEST_BYTES, GRAIN_BYTES, ObjectVersion
 from . import identity
-from .checksum import header_sum, pack_sums, piece_sums, seed_of
+from .checksum import header_sum, piece_sums, seed_of
 from .files import BLOCK_UNIT_BYTES, OpenCache, OpenFile, Recent, remove
 from .space import Space
 
@@ -121,7 +121,7 @@ class Extent(Recent):
 
     def sums_of(self, first: int, data: Buffer) -> bytes:
         """What the entries of the grains in `data`, which starts at grain `first`, must be."""
-        return pack_sums(piece_sums(self.seed, first, data, self.grain_bytes))
+        return piece_sums(self.seed, first, data, self.grain_bytes)
 
     def begin(self, block: int) -> None:
         """Allocate what the entries of a block take in the map, none of them present: an account needs no more than that

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from ..version import CHUNK_BYTES, SMALL_BYTES, ObjectVersion
 from . import identity
-from .checksum import MASK64, header_sum, pack_sums, piece_sums, seed_of
+from .checksum import MASK64, header_sum, piece_sums, seed_of
 from .files import OpenFile
 from .index import SLAB_UNIT_BYTES, halves
 
@@ -94,7 +94,7 @@ def pack_frame(version: ObjectVersion, data: memoryview) -> tuple[bytes, bytes]:
     who = identity.encode(version)
     fixed = _FRAME.pack(FRAME_MAGIC, len(who), version.size, version.digest)
     head = fixed + _CHECKSUM.pack(header_sum(fixed + who))
-    return head + pack_sums(piece_sums(seed_of(version.digest), 0, data)), who
+    return head + piece_sums(seed_of(version.digest), 0, data), who
 
 
 def unpack_frame(frame: bytes, digest: bytes) -> tuple[ObjectVersion, memoryview] | None:
@@ -112,7 +112,7 @@ def unpack_frame(frame: bytes, digest: bytes) -> tuple[ObjectVersion, memoryview
         return None
     version = identity.decode(who, digest)
     data = memoryview(frame)[start : start + size]
-    if version is None or frame[FRAME_HEAD_BYTES:start] != pack_sums(piece_sums(seed_of(digest), 0, data)):
+    if version is None or frame[FRAME_HEAD_BYTES:start] != piece_sums(seed_of(digest), 0, data):
         return None
     return version, data
 

@@ -17,7 +17,7 @@ import numpy as np
 from ..understore import Buffer
 from ..version import CHUNK_BYTES, ObjectVersion
 from . import slab_file as fmt
-from .checksum import pack_sums, piece_sums, seed_of
+from .checksum import piece_sums, seed_of
 from .entries import Entries, OnEvict, Victim
 from .files import OpenCache, OpenFile, Recent, remove
 from .gate import Gate
@@ -372,7 +372,7 @@ def _read_frame(file: OpenFile, start: int, version: ObjectVersion, offset: int,
         expected = min(count * CHUNK_BYTES, whole - first * CHUNK_BYTES)
         sums = os.pread(file.fd, 8 * count, start + fmt.FRAME_HEAD_BYTES + 8 * first)
         data = memoryview(os.pread(file.fd, expected, start + body + first * CHUNK_BYTES))
-    if len(data) != expected or pack_sums(piece_sums(seed_of(version.digest), first, data)) != sums:
+    if len(data) != expected or piece_sums(seed_of(version.digest), first, data) != sums:
         return None
     skip = offset - first * CHUNK_BYTES
     return data[skip : skip + size]
