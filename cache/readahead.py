@@ -13,7 +13,7 @@ before it is believed again (4 MiB are always enough). So a reader of random meg
 amplified, although each of its reads looks sequential to whoever sees the pieces. A strided reader is not believed
 either: at least half of the distance it covered must have been asked for.
 
-Requests of one reader arrive out of order: the kernel reads two windows of up to 4 MiB ahead, sends them as pieces of
+Requests of one reader arrive out of order: the kernel reads two windows of up to 16 MiB ahead, sends them as pieces of
 up to 1 MiB at once, and several threads take them (pieces 4 MiB apart were seen to change places). So "near" means
 within `SLACK_BYTES` on either side of the front.
 
