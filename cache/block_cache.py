@@ -18,6 +18,7 @@ served anyway.
 
 import asyncio
 import copy
+import functools
 import logging
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -142,12 +143,12 @@ class BlockCache:
                 self._note(version, reader, offset, end)
             return data
         ssd = self.tiers.ssd_of(version)
-        if ssd is None or (data := ssd.read(version, offset, size)) is None:
+        # What is learnt from a read is learnt while the disk works.
+        note = functools.partial(self._note, version, reader, offset, end) if reader else None
+        if ssd is None or (data := ssd.read(version, offset, size, meanwhile=note)) is None:
             return None
         counters.ssd_hits += 1
         counters.ssd_bytes += size
-        if reader and not version.is_small:
-            self._note(version, reader, offset, end)
         promotion = self._promotion
         if promotion is not None and (version.is_small or not self._readers.reading_on(reader)):
             promotion.hit(ssd, version, offset, size)

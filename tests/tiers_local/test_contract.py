@@ -103,6 +103,22 @@ def test_parts_of_a_large_object_come_and_are_asked_for(open_tier: OpenTier) -> 
     assert tier.present_blocks(version) == [0, 1, 2]
 
 
+@pytest.mark.parametrize("size", [4096, CHUNK_BYTES, MIB])
+def test_what_is_done_meanwhile_is_done_once_and_only_for_what_is_here(open_tier: OpenTier, size: int) -> None:
+    tier = open_tier()
+    version = version_of("a", 9 * MIB)
+    calls: list[int] = []
+
+    def meanwhile() -> None:
+        calls.append(1)
+
+    assert tier.read(version, BLOCK_BYTES, size, meanwhile=meanwhile) is None
+    assert calls == []
+    data = put(tier, version)
+    assert tier.read(version, BLOCK_BYTES, size, meanwhile=meanwhile) == data[BLOCK_BYTES : BLOCK_BYTES + size]
+    assert calls == [1]
+
+
 @pytest.mark.parametrize("size", [5000, 110_000, 9 * MIB])
 def test_drop_frees_what_was_there(open_tier: OpenTier, size: int) -> None:
     tier = open_tier()

@@ -14,6 +14,7 @@ still wrong there is damage, and is dropped.
 
 import contextlib
 import os
+from collections.abc import Callable
 
 import numpy as np
 
@@ -62,14 +63,23 @@ class Extents:
 
     # --- Reading: no lock, few operations. ---
 
-    def read(self, version: ObjectVersion, offset: int, size: int) -> Buffer | None:
-        """The verified bytes, or None if any of them is not here. The range is inside the object and not empty."""
+    def read(
+        self, version: ObjectVersion, offset: int, size: int, meanwhile: Callable[[], None] | None = None
+    ) -> Buffer | None:
+        """The verified bytes, or None if any of them is not here. The range is inside the object and not empty.
+
+        `meanwhile` is called once the bytes are known to be here, while the disk gets them."""
+        if size < SMALLEST_BYTES and (extent := self._files.get(version.digest)) is not None:
+            # The disk begins with a small read now, and we look up meanwhile what else it takes: 7 of 84 µs.
+            os.posix_fadvise(extent.data.fd, offset, size, os.POSIX_FADV_WILLNEED)
         entries = self._entries
         for block in range(offset // BLOCK_BYTES, (offset + size - 1) // BLOCK_BYTES + 1):
             row = entries.find(version.digest, block)
             if row == NOT_FOUND:
                 return None
             entries.hit(row)
+        if meanwhile is not None:
+            meanwhile()
         return self._read_verified(version, offset, size)
 
     def _read_verified(self, version: ObjectVersion, offset: int, size: int) -> Buffer | None:

@@ -131,8 +131,12 @@ class LocalTier:
 
     # --- Reading. ---
 
-    def read(self, version: ObjectVersion, offset: int, size: int) -> Buffer | None:
-        """The bytes of the range, clipped at the object's end; None if any of them is not here. Never raises."""
+    def read(
+        self, version: ObjectVersion, offset: int, size: int, *, meanwhile: Callable[[], None] | None = None
+    ) -> Buffer | None:
+        """The bytes of the range, clipped at the object's end; None if any of them is not here. Never raises.
+
+        Of a large object, `meanwhile` is called while the disk works; not if it is known before that bytes are missing."""
         if offset + size > version.size:
             size = version.size - offset
         if size <= 0:
@@ -142,7 +146,7 @@ class LocalTier:
         try:
             if version.is_small:
                 return self._slabs.read(version, offset, size)
-            return self._extents.read(version, offset, size)
+            return self._extents.read(version, offset, size, meanwhile)
         except OSError as error:
             self._unreadable(error, version, offset, size)
             return None
