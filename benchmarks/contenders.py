@@ -107,7 +107,7 @@ class JuiceFS(_Mount):
         self.lab.run(
             self.lab.peer("juicefs"), "mount", "-d", "--no-usage-report", "--cache-dir", str(self.cache),
             "--cache-size", str(CACHE_MIB), "--free-space-ratio", "0.01", "--attr-cache", "3600",
-            "--entry-cache", "3600", "--dir-entry-cache", "3600", "--open-cache", "3600",
+            "--entry-cache", "3600", "--dir-entry-cache", "3600", "--open-cache", "3600", "--hide-internal",
             "--log", str(self.log), *self.options, self.meta, str(self.mountpoint),
         )  # fmt: skip
         wait_for(self.serves, 30, "juicefs mount")
