@@ -145,6 +145,8 @@ auth service required = cephx
 auth client required = cephx
 osd pool default size = {OSDS}
 osd pool default min size = 1
+# By itself the manager splits the groups of a young pool. Those never came up when the OSDs were stopped at that moment.
+osd pool default pg autoscale mode = off
 osd crush chooseleaf type = 0
 osd objectstore = bluestore
 bluestore block size = 4294967296
