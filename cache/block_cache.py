@@ -144,7 +144,8 @@ class BlockCache:
             return data
         ssd = self.tiers.ssd_of(version)
         # What is learnt from a read is learnt while the disk works.
-        note = functools.partial(self._note, version, reader, offset, end) if reader else None
+        learns = reader and not version.is_small
+        note = functools.partial(self._note, version, reader, offset, end) if learns else None
         if ssd is None or (data := ssd.read(version, offset, size, meanwhile=note)) is None:
             return None
         counters.ssd_hits += 1

@@ -2,7 +2,8 @@
 
 A handler gets the inode and the whole request, and answers at once with bytes, an errno (positive int), `None` (no reply is
 due), a coroutine where it must wait (the lane hands that to the event loop), or `Postponed` for a read whose turn has not
-come. It may raise anything; the boundary translates. The request's memory is reused as soon as a handler returns, so what a coroutine needs is copied out first.
+come. It may raise anything; the boundary translates. The request's memory is reused as soon as a handler returns, so what
+a coroutine needs is copied out first.
 
 A writable mount extends the table (`handlers`) with more operations and replaces OPEN, RELEASE, FLUSH and FSYNC; what
 counts a lookup must also be in `undelivered`. Its `Kit` is given to `mount`.

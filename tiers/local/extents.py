@@ -22,7 +22,7 @@ from ...errors import TierFull
 from ..understore import Buffer
 from ..version import BLOCK_BYTES, CHUNK_BYTES, ObjectVersion, blocks_of_range, split_by_block
 from .block_slots import SETTLED, UNSETTLED, BlockSlots
-from .direct import SMALLEST_BYTES, DirectReads, DirectWrites
+from .direct import SMALLEST_BYTES, DirectReads, DirectWrites, on_tmpfs
 from .entries import Entries, OnEvict, Victim
 from .extent_files import BLOCK_ENTRIES_BYTES, ENTRY_BYTES, Extent, ExtentFiles, chunks_in_block
 from .files import OpenFile
@@ -59,6 +59,7 @@ class Extents:
         self._gate = gate
         self._direct = DirectWrites(files.folder)
         self._direct_reads = DirectReads(files.folder)
+        self._is_on_disk = not on_tmpfs(files.folder)
         self.count = 0
 
     # --- Reading: no lock, few operations. ---
@@ -69,7 +70,7 @@ class Extents:
         """The verified bytes, or None if any of them is not here. The range is inside the object and not empty.
 
         `meanwhile` is called once the bytes are known to be here, while the disk gets them."""
-        if size < SMALLEST_BYTES and (extent := self._files.get(version.digest)) is not None:
+        if self._is_on_disk and size < SMALLEST_BYTES and (extent := self._files.get(version.digest)) is not None:
             # The disk begins with a small read now, and we look up meanwhile what else it takes: 7 of 84 µs.
             os.posix_fadvise(extent.data.fd, offset, size, os.POSIX_FADV_WILLNEED)
         entries = self._entries
